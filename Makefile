@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean distclean
+
+PYTHON ?= python3
+# What pip is asked for to get PyTorch: a version, and an index for another build than PyPI's.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+# Appended to each command of the demo, e.g. DEMO_FLAGS="--trainer.max_epochs=1".
+DEMO_FLAGS ?=
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+
+install: .venv/.installed ## make .venv with the tested versions; another PyTorch with TORCH="torch==… --extra-index-url …"
+
+# The stamp repeats the installation when the requirements change; naming TORCH repeats it in any case.
+ifeq ($(origin TORCH),command line)
+.PHONY: .venv/.installed
+endif
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	.venv/bin/pip install -c .venv/constraints.txt $(TORCH)
+	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install ## train a small denoiser, then a reconstruction from it, and test that; results in runs/demo
+	.venv/bin/python main.py fit --config configs/mri_denoiser.yaml --run_dir runs/demo/denoiser $(DEMO_FLAGS)
+	.venv/bin/python main.py fit --config configs/mri.yaml --run_dir runs/demo \
+		--model.pretrained runs/demo/denoiser/checkpoints/best.ckpt $(DEMO_FLAGS)
+	.venv/bin/python main.py test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt $(DEMO_FLAGS)
+
+test: install ## run all tests (those of real data where ELDER_TEST_DATA names their folder)
+	.venv/bin/python -m pytest
+
+lint: install ## style, formatting, types, import layers and spelling
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+	.venv/bin/typos
+
+clean: ## remove caches and builds; .venv and runs stay
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
+	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Explicit learned regularizers, trained by deep equilibrium learning, for imaging inverse problems."""

@@ -1,0 +1,7 @@
+"""Data modules: where scenes come from, and the step from a scene to an inverse problem."""
+
+from elder.datamodules.bundled import BundledMRI
+from elder.datamodules.fastmri import FastMRI
+from elder.datamodules.images import BSD, Images
+
+__all__ = ["BSD", "BundledMRI", "FastMRI", "Images"]

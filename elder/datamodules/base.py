@@ -1,0 +1,179 @@
+"""What all data modules share: items, order, randomness, and the step from images to inverse problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import move_data_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from elder.operators.acquisition import Acquisition, InverseProblem, Scene
+
+FIXED = -1  # the "epoch" of validation, test and prediction: draws that never change
+
+
+class Key(NamedTuple):
+    """What a sampler asks of a data set: which item, and in which epoch (random crops and flips depend on it)."""
+
+    epoch: int
+    index: int
+
+
+class Item(NamedTuple):
+    """One scene and where it comes from; after `collate`, a batch of them."""
+
+    scene: Scene
+    key: Key
+    name: str  # unique in its data set, shown in tables: "file1000000.h5/12", "test001.png"
+
+
+class Batch(NamedTuple):
+    """What a LightningModule receives."""
+
+    problem: InverseProblem
+    keys: Sequence[Key]
+    names: Sequence[str]
+
+
+def collate(items: Sequence[Item]) -> Item:
+    """Stack items; a field that is None in all of them stays None.
+
+    Raises:
+        ValueError: If images differ in shape, or only some of them have a ground truth, a mask, …, naming both.
+    """
+    names = [i.name for i in items]
+    scenes = Scene(*(_stack(names, list(column)) for column in zip(*(i.scene for i in items), strict=True)))
+    return Item(scenes, [i.key for i in items], names)  # type: ignore[arg-type]
+
+
+def _stack(names: list[str], values: list[Any]) -> Any:
+    if all(value is None for value in values):
+        return None
+    if any(value is None for value in values):
+        have = next(name for name, value in zip(names, values, strict=True) if value is not None)
+        lack = next(name for name, value in zip(names, values, strict=True) if value is None)
+        raise ValueError(
+            f"batch: expected scenes of one kind, got {have} with and {lack} without a ground truth or mask; "
+            "set eval_batch_size: 1"
+        )
+    if not isinstance(values[0], Tensor):
+        return tuple(values)
+    for name, value in zip(names, values, strict=True):
+        if value.shape != values[0].shape:
+            raise ValueError(
+                f"batch: expected images of one size, got {tuple(values[0].shape)} from {names[0]} and "
+                f"{tuple(value.shape)} from {name}; set a patch or crop size, or batch_size: 1"
+            )
+    return torch.stack(values)
+
+
+class KeySampler(DistributedSampler[Key]):
+    """Deals the `Key`s of an epoch to the processes in turn.
+
+    Which items an epoch holds, and in which order, depends on (seed, epoch) alone: W processes with batches of b see
+    the same items per step as one with batches of W·b. Training drops the items that cannot be dealt
+    evenly. Evaluation deals all of them, once each, without the padding that would count some images twice.
+    """
+
+    def __init__(self, data: Dataset, shuffle: bool, seed: int, n_replicas: int, rank: int) -> None:
+        super().__init__(data, n_replicas, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
+        self.n_items = len(data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Key]:
+        if not self.shuffle:
+            return iter([Key(FIXED, i) for i in range(self.rank, self.n_items, self.num_replicas)])
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.n_items, generator=generator).tolist()
+        return iter(
+            [Key(self.epoch, i) for i in order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]]
+        )
+
+    def __len__(self) -> int:
+        return self.num_samples if self.shuffle else len(range(self.rank, self.n_items, self.num_replicas))
+
+
+def generator(seed: int, key: Key, purpose: int = 0) -> torch.Generator:
+    """The CPU generator of one item in one epoch; `purpose` separates independent uses (measurement, crop)."""
+    words = (seed, key.epoch - FIXED, key.index, purpose)
+    state = 0
+    for word in words:  # splitmix64: neighbouring keys give unrelated streams
+        state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state)
+
+
+class ImagingDataModule(LightningDataModule):
+    """Data sets of scenes, and the acquisition that turns them into inverse problems on the device.
+
+    Subclasses set `train_data`, `val_data`, `test_data` and `predict_data` in `setup`, data sets whose `__getitem__`
+    takes a `Key` and returns an `Item`.
+
+    Args:
+        acquisition: Draws operator and noise for every scene.
+        batch_size: Scenes per training step and process.
+        eval_batch_size: Scenes per evaluation step and process.
+        num_workers: Loader processes (0: load in the main process).
+        seed: Seed of order, crops, operators and noise.
+    """
+
+    train_data: Dataset
+    val_data: Dataset
+    test_data: Dataset
+    predict_data: Dataset
+
+    def __init__(
+        self, acquisition: Acquisition, batch_size: int, eval_batch_size: int, num_workers: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.acquisition = acquisition
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_data, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val_data, self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.test_data, self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader(self.predict_data, self.eval_batch_size, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> Batch:
+        generators = [generator(self.seed, key) for key in batch.key]  # type: ignore[union-attr]
+        return Batch(self.acquisition(batch.scene, generators), batch.key, batch.name)  # type: ignore[arg-type]
+
+    def validation_problems(self, device: torch.device) -> list[InverseProblem]:
+        """All validation problems, in batches, the same in every process: what parameters are tuned on."""
+        self.setup("validate")
+        keys = [Key(FIXED, i) for i in range(len(self.val_data))]  # type: ignore[arg-type]
+        batches = [keys[i : i + self.eval_batch_size] for i in range(0, len(keys), self.eval_batch_size)]
+        items = [move_data_to_device(collate([self.val_data[key] for key in batch]), device) for batch in batches]
+        return [self.on_after_batch_transfer(item, 0).problem for item in items]
+
+    def _loader(self, data: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
+        trainer = self.trainer
+        n_replicas, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        if shuffle and len(data) < batch_size * n_replicas:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{type(self).__name__}: expected at least {batch_size * n_replicas} training images (batch_size × "
+                f"processes), found {len(data)}; lower batch_size"  # type: ignore[arg-type]
+            )
+        return DataLoader(
+            data,
+            batch_size,
+            sampler=KeySampler(data, shuffle, self.seed, n_replicas, rank),
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=shuffle,
+        )

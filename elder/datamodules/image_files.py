@@ -1,0 +1,170 @@
+"""Where natural images come from: folders of pictures, and stacks of arrays in MATLAB's and NumPy's files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+import scipy.io
+import torch
+from PIL import Image
+from torch import Tensor
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+STACKS = (".mat", ".npy", ".npz")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # decoders of damaged files raise almost anything, in all their versions
+        raise OSError(f"{path}: expected images, could not read them ({error}); replace the file") from error
+
+
+class ImageSource(ABC):
+    """A finite sequence of images. Nothing is read before it is asked for."""
+
+    names: Sequence[str]  # unique in the source
+    sizes: Sequence[tuple[int, int]]  # (H, W) of each, pixels
+
+    @abstractmethod
+    def read(self, index: int, color: bool) -> Tensor:
+        """One image in [0, 1], (1, H, W) or, in colour, (3, H, W), float32; gray images repeat in colour."""
+
+
+@dataclass(frozen=True)
+class Folder(ImageSource):
+    """The pictures directly in a folder, by name: 8 and 16 bit gray, RGB, palette; transparency is ignored.
+
+    Gray is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B rounded to 8 bit, as in Pillow and MATLAB. (Pillow reads
+    16 bit *colour* as 8 bit.)
+
+    Args:
+        path: The folder.
+        include: Patterns of file names; a picture must match one of them.
+        exclude: Patterns of file names; a picture must match none of them.
+
+    Raises:
+        OSError: If the folder holds no such picture, or a picture cannot be read.
+    """
+
+    path: Path
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path}: expected a folder of images, found none; check the path")
+        files = sorted(f.name for f in self.path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != ".")
+        names = [f for f in files if _matches(f, self.include) and not _matches(f, self.exclude)]
+        if not names:
+            raise FileNotFoundError(
+                f"{self.path}: expected pictures ({' '.join(PICTURES)}), found {len(files)}, none of them selected by "
+                "`include` and `exclude`; check the path"
+            )
+        return names
+
+    @cached_property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        sizes = []
+        for path in (self.path / name for name in self.names):
+            with _reading(path), Image.open(path) as image:  # reads the header only
+                sizes.append((image.height, image.width))
+        return sizes
+
+    def read(self, index: int, color: bool) -> Tensor:
+        path = self.path / self.names[index]
+        with _reading(path), Image.open(path) as image:
+            pixels = _pixels(image, color)
+        return _unit_range(pixels, color, path)
+
+
+@dataclass(frozen=True)
+class Stack(ImageSource):
+    """The gray images in one 3-D array of a `.mat` (any version), `.npz` or `.npy` file, kept in memory.
+
+    Unsigned integers are divided by their type's largest value; floating-point values must lie in [0, 1].
+
+    Args:
+        path: The file.
+        key: Name of the array; may be left out if the file holds a single 3-D array.
+        axis: The axis that counts images; by default the last in `.mat`, as MATLAB's (H, W, N), and the first in
+            NumPy's files, (N, H, W).
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds no such array.
+    """
+
+    path: Path
+    key: str | None = None
+    axis: int | None = None
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return [f"{self.path.name}/{i}" for i in range(len(self._images))]
+
+    @cached_property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        return [self._images.shape[1:]] * len(self._images)
+
+    def read(self, index: int, color: bool) -> Tensor:
+        return _unit_range(self._images[index], color, self.path / str(index))
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        with _reading(self.path):
+            arrays = _arrays(self.path)
+        usable = {k: a for k, a in arrays.items() if a.ndim == 3 and a.size and a.dtype.kind in "buif"}
+        chosen = [a for k, a in usable.items() if self.key in (None, k)]
+        if len(chosen) != 1:
+            wanted = "a single real 3-D array" if self.key is None else f"a real 3-D array {self.key!r}"
+            found = ", ".join(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items()) or "no array"
+            raise ValueError(f"{self.path}: expected {wanted}, found {found}; name the array with `key`")
+        axis = self.axis if self.axis is not None else (-1 if self.path.suffix == ".mat" else 0)
+        return np.moveaxis(chosen[0], axis, 0)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _pixels(image: Image.Image, color: bool) -> np.ndarray:
+    if image.mode == "I":  # 16 bit values in 32 bit integers
+        return np.asarray(image) / 65535
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode in ("P", "PA"):  # a palette is looked up before its colours are averaged
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB" if color else "L"))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npy":
+        return {path.stem: np.load(path, allow_pickle=False)}
+    if path.suffix == ".npz":
+        with path.open("rb") as file:
+            return dict(np.load(file, allow_pickle=False))
+    if h5py.is_hdf5(path):  # version 7.3: HDF5 with the axes in reverse order
+        with h5py.File(path) as file:
+            return {name: data[()].T for name, data in file.items() if isinstance(data, h5py.Dataset)}
+    return {name: data for name, data in scipy.io.loadmat(path).items() if not name.startswith("__")}
+
+
+def _unit_range(pixels: np.ndarray, color: bool, path: Path) -> Tensor:
+    """(H, W) or (H, W, C) to (C, H, W) in [0, 1]: unsigned integers divided by their type's largest value."""
+    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= white):  # false for NaN too
+        raise ValueError(f"{path}: expected finite values in [0, 1], got [{low}, {high}]; scale them or use uint8")
+    image = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32) / np.float32(white)).movedim(-1, 0)
+    return image.expand(3, -1, -1) if color else image

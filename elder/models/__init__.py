@@ -1,0 +1,1 @@
+"""Networks, regularizers, reconstructions, and the Lightning modules that train them."""

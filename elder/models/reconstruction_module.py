@@ -1,0 +1,204 @@
+"""Training and evaluation of a reconstruction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from elder.datamodules.base import Batch, ImagingDataModule
+from elder.linalg import to_channels
+from elder.metrics import ImageMean, psnr, ssim_uniform
+from elder.models.reconstruction import Reconstruction
+from elder.models.tuning import tune_strength
+from elder.models.weights import check_weights, read_prior
+from elder.operators.acquisition import InverseProblem
+from elder.solvers import Solution
+
+LEARNED = "learned"
+
+
+class ReconstructionModule(LightningModule):
+    """Learns θ and λ such that x̂(y) = argmin ½‖Ax − y‖² + λR_θ(x) is MSE-optimal.
+
+    Every step logs its loss, PSNR, strength, the residual and cost of its forward and backward solves, and how many
+    samples fell short of a tolerance; an epoch in which any did ends with a warning.
+
+    Testing compares with the start x⁰ of the iteration and with `baselines`, whose strengths are tuned on the
+    validation images first.
+
+    Args:
+        reconstruction: x̂, with the prior, solver and backward rule.
+        loss: Of x̂ against the ground truth, on real channels.
+        pretrained: Checkpoint of a `DenoisingModule`, or safetensors of a prior, from which the prior starts.
+        baselines: Reconstructions to compare with, by the name they have in tables.
+        initialization: Name that x⁰ has in tables: "zero-filled" for MRI.
+        optimizer: Of θ and λ.
+        scheduler: Of the learning rate, stepped once an epoch; null: constant.
+    """
+
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        loss: nn.Module | None = None,
+        pretrained: Path | None = None,
+        baselines: Mapping[str, Reconstruction] | None = None,
+        initialization: str = "initialization",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.reconstruction = reconstruction
+        self.loss = loss or nn.MSELoss()
+        if pretrained is not None:
+            weights = read_prior(Path(pretrained))
+            check_weights(reconstruction.prior, weights, str(pretrained))
+            reconstruction.prior.load_state_dict(weights)
+        # A plain attribute: baselines are neither trained nor kept in checkpoints.
+        self._baselines = (dict(baselines or {}),)
+        self.initialization = initialization
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.val_psnr, self.val_ssim = ImageMean(), ImageMean()
+        self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
+        self._last: Solution | None = None
+        self._short = {"forward": 0, "backward": 0}
+
+    @property
+    def baselines(self) -> dict[str, Reconstruction]:
+        """Reconstructions to compare with, by name."""
+        return self._baselines[0]
+
+    def forward(self, problem: InverseProblem) -> Solution:
+        return self.reconstruction(problem)
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        problem, n = batch.problem, len(batch.names)
+        truth = _ground_truth(batch)
+        solution = self(problem)
+        loss = self.loss(to_channels(solution.x), to_channels(truth))
+        short = (~solution.converged).sum()
+        self._last = solution
+        self._short["forward"] += int(short)
+        self.log("train/loss", loss, batch_size=n)
+        self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
+        self.log("train/strength", self.reconstruction.strength, batch_size=n)
+        self.log("forward/residual", solution.residual.max(), batch_size=n)
+        self.log("forward/gradients", solution.n_gradients.mean(), prog_bar=True, batch_size=n)
+        self.log("forward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
+        return loss
+
+    def on_after_backward(self) -> None:
+        solution, self._last = self._last, None
+        if solution is None or solution.adjoint is None or solution.adjoint.solution is None:
+            return
+        adjoint = solution.adjoint.solution
+        n, short = len(adjoint.residual), (~adjoint.converged).sum()
+        self._short["backward"] += int(short)
+        self.log("backward/residual", adjoint.residual.max(), batch_size=n)
+        self.log("backward/products", adjoint.n_products.mean(), prog_bar=True, batch_size=n)
+        self.log("backward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
+
+    def on_train_epoch_end(self) -> None:
+        if any(self._short.values()):
+            rank_zero_warn(
+                f"epoch {self.current_epoch}: {self._short['forward']} forward and {self._short['backward']} backward "
+                "solves fell short of their tolerance; raise max_steps or tol of the solver"
+            )
+        self._short = {"forward": 0, "backward": 0}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        truth, n = _ground_truth(batch), len(batch.names)
+        solution = self(batch.problem)
+        self.val_psnr(psnr(solution.x, truth, 1.0))
+        self.val_ssim(ssim_uniform(solution.x, truth, 1.0))
+        self.log("val/psnr", self.val_psnr, prog_bar=True, batch_size=n)
+        self.log("val/ssim", self.val_ssim, batch_size=n)
+        self.log("val/residual", solution.residual.max(), reduce_fx="max", sync_dist=True, batch_size=n)
+        self.log("val/gradients", solution.n_gradients.mean(), sync_dist=True, batch_size=n)
+        return {self.initialization: batch.problem.A.initialize(batch.problem.y), LEARNED: solution.x}
+
+    def on_test_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name, baseline in self.baselines.items():
+            if not isinstance(data, ImagingDataModule):
+                raise ValueError(f"ReconstructionModule: tuning {name} needs a data module, got {type(data).__name__}")
+            baseline.to(self.device)
+            problems = data.validation_problems(self.device)
+            strength, value = tune_strength(
+                baseline, problems, report=lambda line, name=name: rank_zero_info(f"{name}: {line}")
+            )
+            self.tuned[name] = {"strength": strength, "validation_psnr": value}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One row per method and image, and the images."""
+        truth, problem = _ground_truth(batch), batch.problem
+        rows, images = [], {}
+        methods = {self.initialization: _initialize, **self.baselines, LEARNED: self.reconstruction}
+        for method, reconstruct in methods.items():
+            solution, seconds = self._timed(reconstruct, problem)
+            images[method] = solution.x
+            for i, name in enumerate(batch.names):
+                one = slice(i, i + 1)
+                rows.append(
+                    {
+                        "method": method,
+                        "image": name,
+                        "psnr": psnr(solution.x[one], truth[one], 1.0).item(),
+                        "ssim": ssim_uniform(solution.x[one], truth[one], 1.0).item(),
+                        "residual": solution.residual[i].item(),
+                        "n_gradients": int(solution.n_gradients[i]),
+                        "seconds": seconds / len(batch.names),
+                    }
+                )
+            values = torch.tensor([row["psnr"] for row in rows if row["method"] == method])
+            self.log(f"test/psnr/{method}", values.mean(), sync_dist=True, batch_size=len(batch.names))
+        return {"rows": rows, "images": images}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self(batch.problem).x
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_weights(self, checkpoint["state_dict"], "checkpoint")
+
+    def _timed(self, reconstruct: Any, problem: InverseProblem) -> tuple[Solution, float]:
+        self._synchronize()
+        start = time.perf_counter()
+        solution = reconstruct(problem)
+        self._synchronize()
+        return solution, time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _initialize(problem: InverseProblem) -> Solution:
+    """x⁰ as if it were a solution: no equation solved, no gradient used."""
+    x = problem.A.initialize(problem.y)
+    unknown = torch.full((x.shape[0],), torch.nan, device=x.device)
+    zeros = torch.zeros_like(unknown)
+    return Solution(x, unknown, zeros, zeros, zeros > 0)
+
+
+def _ground_truth(batch: Batch) -> Tensor:
+    if batch.problem.x is None:
+        raise ValueError(
+            f"ReconstructionModule: expected a ground truth, found none for {batch.names[0]}; "
+            "undersampled files can be reconstructed with `predict`, not scored"
+        )
+    return batch.problem.x

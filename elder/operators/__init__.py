@@ -1,0 +1,60 @@
+"""Linear operators, noise and data fidelity: all that is known of a measurement, and nothing of networks."""
+
+from elder.operators.acquisition import Acquisition, InverseProblem, Scene
+from elder.operators.base import LinearOperator
+from elder.operators.blur import (
+    CircularBlur,
+    Deblurring,
+    Downsampling,
+    GaussianKernel,
+    Kernel,
+    SuperResolution,
+    UniformKernel,
+)
+from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask
+from elder.operators.fidelity import DataFidelity, LeastSquares
+from elder.operators.masks import (
+    EquispacedFractionMask,
+    EquispacedMask,
+    MagicFractionMask,
+    MagicMask,
+    MaskFunction,
+    RandomMask,
+)
+from elder.operators.mri import CartesianMRI, Sensitivity, multi_coil, single_coil
+from elder.operators.noise import Gaussian, Noise, Poisson
+
+__all__ = [
+    "Acquisition",
+    "CartesianMRI",
+    "CircularBlur",
+    "ComplexImage",
+    "DataFidelity",
+    "Deblurring",
+    "Denoising",
+    "Downsampling",
+    "EquispacedFractionMask",
+    "EquispacedMask",
+    "Fourier",
+    "Gaussian",
+    "GaussianKernel",
+    "Identity",
+    "Inpainting",
+    "InverseProblem",
+    "Kernel",
+    "LeastSquares",
+    "LinearOperator",
+    "MagicFractionMask",
+    "MagicMask",
+    "Mask",
+    "MaskFunction",
+    "Noise",
+    "Poisson",
+    "RandomMask",
+    "Scene",
+    "Sensitivity",
+    "SuperResolution",
+    "UniformKernel",
+    "multi_coil",
+    "single_coil",
+]

@@ -1,0 +1,226 @@
+"""Periodic convolution and decimation, with closed-form resolvents; deblurring and super-resolution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elder.linalg import from_channels, per_sample, to_channels
+from elder.operators.acquisition import Acquisition, Scene
+from elder.operators.base import LinearOperator
+from elder.operators.noise import Generators, Noise
+
+
+class CircularBlur(LinearOperator):
+    """Ax = k ∗ x, convolution with periodic boundary, diagonal in the Fourier basis.
+
+    Args:
+        kernel: Real point-spread function, (B|1, 1, kh, kw), with its origin at (kh // 2, kw // 2).
+        image_size: (H, W) of the images, at least that of the kernel.
+
+    Raises:
+        ValueError: If the kernel has another shape, is complex, or is larger than the image.
+    """
+
+    otf: Tensor  # optical transfer function, (B|1, 1, H, W)
+
+    def __init__(self, kernel: Tensor, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        if kernel.ndim != 4 or kernel.shape[1] != 1 or kernel.is_complex():
+            raise ValueError(
+                f"CircularBlur: expected a real kernel (B|1, 1, kh, kw), got {kernel.dtype} {tuple(kernel.shape)}; "
+                "one kernel serves all channels"
+            )
+        (kh, kw), (H, W) = kernel.shape[-2:], image_size
+        if kh > H or kw > W:
+            raise ValueError(
+                f"CircularBlur: expected an image of at least {kh}×{kw}, the size of the kernel, got {H}×{W}; "
+                "use larger images or a smaller kernel"
+            )
+        self.image_size = (H, W)
+        centred = F.pad(kernel, (0, W - kw, 0, H - kh)).roll((-(kh // 2), -(kw // 2)), dims=(-2, -1))
+        self.register_buffer("otf", torch.fft.fft2(centred), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._filter(x, self.otf, "x")
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._filter(y, self.otf.conj(), "y")
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self._filter(x, self.power, "x")
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        return self._filter(z, 1 / (1 + per_sample(gamma, z) * self.power), "z")
+
+    @property
+    def power(self) -> Tensor:
+        """|OTF|², the eigenvalues of AᴴA, (B|1, 1, H, W)."""
+        return self.otf.real.square() + self.otf.imag.square()
+
+    def _filter(self, u: Tensor, transfer: Tensor, symbol: str) -> Tensor:
+        n = self.otf.shape[0]
+        reason = f"for transfer function {tuple(self.otf.shape)}"
+        self._expect(symbol, u, (None if n == 1 else n, None, *self.image_size), reason)
+        return _circulant(transfer, u)
+
+
+class SuperResolution(LinearOperator):
+    """Ax = (k ∗ x)↓s, periodic convolution followed by keeping every s-th pixel, (0, 0) among them.
+
+    Args:
+        kernel: Real point-spread function, (B|1, 1, kh, kw), with its origin at (kh // 2, kw // 2).
+        image_size: (H, W) of the images x; measurements are (H/s, W/s).
+        scale: s, at least 1.
+
+    Raises:
+        ValueError: If the image size is not divisible by the scale.
+    """
+
+    power: Tensor  # eigenvalues of AAᴴ, (B|1, 1, H/s, W/s)
+
+    def __init__(self, kernel: Tensor, image_size: tuple[int, int], scale: int) -> None:
+        super().__init__()
+        H, W = image_size
+        if scale < 1 or H % scale or W % scale:
+            raise ValueError(
+                f"SuperResolution: expected an image size divisible by the scale {scale}, got {H}×{W}; crop the images"
+            )
+        self.blur = CircularBlur(kernel, image_size)
+        self.scale = scale
+        # Decimation averages the s² frequencies that it maps to one, so AAᴴ stays diagonal on the coarse grid.
+        aliases = self.blur.power.unflatten(-1, (scale, -1)).unflatten(-3, (scale, -1))
+        self.register_buffer("power", aliases.mean((-4, -2)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blur(x)[..., :: self.scale, :: self.scale]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        n, H, W = self.power.shape[0], *self.blur.image_size
+        size = (H // self.scale, W // self.scale)
+        self._expect("y", y, (None if n == 1 else n, None, *size), f"for images {H}×{W} and scale {self.scale}")
+        up = y.new_zeros(*y.shape[:2], H, W)
+        up[..., :: self.scale, :: self.scale] = y
+        return self.blur.adjoint(up)
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """(I + γAᴴA)⁻¹z = z − γAᴴ(I + γAAᴴ)⁻¹Az, whose inverse is diagonal in the Fourier basis of the coarse grid.
+
+        N. Zhao, Q. Wei, A. Basarab, N. Dobigeon, D. Kouamé, J.-Y. Tourneret, "Fast single image super-resolution
+        using a new analytical solution for ℓ2–ℓ2 problems", IEEE Trans. Image Process. 25(8), 2016, Theorem 1.
+        """
+        gamma = per_sample(gamma, z)
+        return z - self.adjoint(_circulant(gamma / (1 + gamma * self.power), self(z)))
+
+    def initialize(self, y: Tensor) -> Tensor:
+        """Periodic linear interpolation of y, with each pixel of y where it was sampled.
+
+        Unlike Aᴴy, whose mean is s² times smaller, it has the brightness of the image (for a kernel of sum 1).
+        """
+        H, W = self.blur.image_size
+        wrapped = F.pad(to_channels(y), (0, 1, 0, 1), mode="circular")
+        x = F.interpolate(wrapped, size=(H + 1, W + 1), mode="bilinear", align_corners=True)
+        return from_channels(x[..., :H, :W], like=y)
+
+
+def _circulant(transfer: Tensor, u: Tensor) -> Tensor:
+    """F⁻¹ diag(transfer) F u, real for real u: the transfer functions here belong to real kernels."""
+    v = torch.fft.ifft2(transfer * torch.fft.fft2(u))
+    return v if u.is_complex() else v.real
+
+
+class Kernel(ABC):
+    """A point-spread function of sum 1, written down in a configuration."""
+
+    @abstractmethod
+    def __call__(self) -> Tensor:
+        """The kernel, (1, 1, size, size), float64, with its origin at (size // 2, size // 2)."""
+
+
+@dataclass(frozen=True)
+class GaussianKernel(Kernel):
+    """k(i, j) ∝ exp(−(i² + j²) / 2σ²).
+
+    Args:
+        size: Side length in pixels.
+        sigma: Standard deviation in pixels.
+
+    Raises:
+        ValueError: If size or sigma is not positive.
+    """
+
+    size: int
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.sigma <= 0:
+            raise ValueError(f"GaussianKernel: expected size >= 1 and sigma > 0, got {self.size} and {self.sigma}")
+
+    def __call__(self) -> Tensor:
+        i = torch.arange(self.size, dtype=torch.float64) - self.size // 2
+        profile = torch.exp(-i.square() / (2 * self.sigma**2))
+        profile = profile / profile.sum()
+        return torch.outer(profile, profile)[None, None]
+
+
+@dataclass(frozen=True)
+class UniformKernel(Kernel):
+    """k(i, j) = 1 / size².
+
+    Args:
+        size: Side length in pixels.
+
+    Raises:
+        ValueError: If size is not positive.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"UniformKernel: expected size >= 1, got {self.size}")
+
+    def __call__(self) -> Tensor:
+        return torch.full((1, 1, self.size, self.size), 1 / self.size**2, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Deblurring(Acquisition):
+    """y = k ∗ x + n, with periodic boundary.
+
+    Args:
+        kernel: Point-spread function.
+        noise: Noise model.
+    """
+
+    kernel: Kernel
+    noise: Noise
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        image = self._image(scene)
+        H, W = image.shape[-2:]
+        return CircularBlur(self.kernel().to(image.real), (H, W))
+
+
+@dataclass(frozen=True)
+class Downsampling(Acquisition):
+    """y = (k ∗ x)↓s + n, the measurements of single-image super-resolution.
+
+    Args:
+        kernel: Point-spread function.
+        scale: s; height and width of the images must be divisible by it.
+        noise: Noise model.
+    """
+
+    kernel: Kernel
+    scale: int
+    noise: Noise
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        image = self._image(scene)
+        H, W = image.shape[-2:]
+        return SuperResolution(self.kernel().to(image.real), (H, W), self.scale)

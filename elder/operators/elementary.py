@@ -1,0 +1,155 @@
+"""Operators of one line each, and the acquisitions that need no more: denoising and inpainting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.linalg import per_sample
+from elder.operators.acquisition import Acquisition, Scene
+from elder.operators.base import LinearOperator
+from elder.operators.noise import Generators, Noise
+
+
+class _Unitary(LinearOperator):
+    """AᴴA = AAᴴ = I."""
+
+    is_unitary = True
+
+    def gram(self, x: Tensor) -> Tensor:
+        return x
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        return z / (1 + per_sample(gamma, z))
+
+
+class Identity(_Unitary):
+    """Ax = x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Fourier(_Unitary):
+    """Centred orthonormal two-dimensional Fourier transform of complex images, over the last two axes.
+
+    Zero frequency and the origin of the image are both at (H // 2, W // 2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._expect_complex(x)
+        return _centred(torch.fft.fft2, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self._expect_complex(y)
+        return _centred(torch.fft.ifft2, y)
+
+    def _expect_complex(self, u: Tensor) -> None:
+        if not u.is_complex():
+            raise ValueError(
+                f"Fourier: expected complex data, got {u.dtype}; for real images use Fourier() @ ComplexImage()"
+            )
+
+
+class ComplexImage(LinearOperator):
+    """Ax = x + 0i, a real image taken as a complex one; Aᴴ is the real part. For magnitude images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_complex():
+            raise ValueError(f"ComplexImage: expected a real image, got {x.dtype}; a complex image does not need it")
+        return torch.complex(x, torch.zeros_like(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.real
+
+    def gram(self, x: Tensor) -> Tensor:
+        return x
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        return z / (1 + per_sample(gamma, z))
+
+
+class Mask(LinearOperator):
+    """Ax = m ⊙ x, a multiplication entry by entry.
+
+    Args:
+        mask: Real weights or bool, four axes, each of length 1 or that of the image: (B|1, C|1, H|1, W|1).
+
+    Raises:
+        ValueError: If the mask is complex or does not have four axes.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        if mask.ndim != 4 or mask.is_complex():
+            raise ValueError(
+                f"Mask: expected a real or bool mask (B|1, C|1, H|1, W|1), got {mask.dtype} {tuple(mask.shape)}; "
+                "add axes of length 1, or give a complex weight as Sensitivity"
+            )
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = tuple(self.mask.shape)
+        self._expect("x", x, tuple(None if n == 1 else n for n in shape), f"for mask {shape}")
+        return self.mask * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        return z / (1 + per_sample(gamma, z) * self.mask * self.mask)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return (self.mask != 0) * y
+
+
+def _centred(transform, x: Tensor) -> Tensor:
+    x = torch.fft.ifftshift(x, dim=(-2, -1))
+    return torch.fft.fftshift(transform(x, norm="ortho"), dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class Denoising(Acquisition):
+    """y = x + n.
+
+    Args:
+        noise: Noise model.
+    """
+
+    noise: Noise
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        return Identity()
+
+
+@dataclass(frozen=True)
+class Inpainting(Acquisition):
+    """y = m ⊙ (x + n), every pixel lost (mᵢ = 0, in all channels) with the same probability, independently.
+
+    Args:
+        loss: Probability that a pixel is lost, in [0, 1).
+        noise: Noise model.
+
+    Raises:
+        ValueError: If loss is not in [0, 1).
+    """
+
+    loss: float
+    noise: Noise
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.loss < 1:
+            raise ValueError(f"Inpainting: expected a probability 0 <= loss < 1, got {self.loss}")
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        image = self._image(scene)
+        size = (1, *image.shape[-2:])
+        kept = torch.stack([torch.rand(size, dtype=torch.float32, generator=g) >= self.loss for g in generators])
+        return Mask(kept.to(image.device))

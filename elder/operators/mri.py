@@ -1,0 +1,105 @@
+"""Two-dimensional Cartesian magnetic resonance imaging, with one coil or several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.linalg import conj
+from elder.operators.acquisition import Acquisition, Scene
+from elder.operators.base import LinearOperator
+from elder.operators.elementary import ComplexImage, Fourier, Mask
+from elder.operators.masks import MaskFunction
+from elder.operators.noise import Generators, Noise
+
+
+class Sensitivity(LinearOperator):
+    """(Ax)_c = S_c ⊙ x, one image as seen by every coil: (B, 1, H, W) → (B, coils, H, W), complex.
+
+    Args:
+        maps: Coil sensitivities S, (B|1, coils, H, W) complex.
+
+    Raises:
+        ValueError: If the maps are not complex with four axes.
+    """
+
+    maps: Tensor
+
+    def __init__(self, maps: Tensor) -> None:
+        super().__init__()
+        if maps.ndim != 4 or not maps.is_complex():
+            raise ValueError(
+                f"Sensitivity: expected complex maps (B|1, coils, H, W), got {maps.dtype} {tuple(maps.shape)}; "
+                "add the batch axis, or join real and imaginary part by torch.complex"
+            )
+        self.register_buffer("maps", maps, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check("x", x, n_channels=1)
+        return self.maps * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self._check("y", y, n_channels=self.maps.shape[1])
+        return (conj(self.maps) * y).sum(1, keepdim=True)
+
+    def _check(self, symbol: str, u: Tensor, n_channels: int) -> None:
+        n, coils, H, W = self.maps.shape
+        reason = f"for {coils} coils (maps {(n, coils, H, W)})"
+        self._expect(symbol, u, (None if n == 1 else n, n_channels, H, W), reason)
+        if not u.is_complex():
+            raise ValueError(
+                f"Sensitivity: expected complex {symbol}, got {u.dtype}; "
+                "for real images use Sensitivity(maps) @ ComplexImage()"
+            )
+
+
+def single_coil(mask: Tensor) -> LinearOperator:
+    """A = M F, undersampled k-space of one coil; mask (B|1, 1, 1, W) or (B|1, 1, H, W)."""
+    return Mask(mask) @ Fourier()
+
+
+def multi_coil(mask: Tensor, maps: Tensor) -> LinearOperator:
+    """A = M F S, undersampled k-space of every coil; mask as in `single_coil`, maps (B|1, coils, H, W)."""
+    return Mask(mask) @ Fourier() @ Sensitivity(maps)
+
+
+@dataclass(frozen=True)
+class CartesianMRI(Acquisition):
+    """y = M(k + n), k the scene's measured k-space where it has one, FSx otherwise; M keeps some columns.
+
+    M is the sampling that the scene already has, if any; otherwise it is drawn. One coil is assumed unless the
+    scene has coil sensitivities. A real image is reconstructed as a real image.
+
+    Args:
+        mask: Draws the sampled columns.
+        noise: Noise model; its σ is that of real and imaginary part of k-space each.
+        mask_per_volume: Give all slices of a volume the mask that its name determines, where the scene names it;
+            otherwise each slice has its own, from its generator.
+    """
+
+    mask: MaskFunction
+    noise: Noise
+    mask_per_volume: bool = True
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        data = self._image(scene) if scene.kspace is None else scene.kspace
+        if scene.maps is None and data.shape[1] != 1:
+            raise ValueError(
+                f"CartesianMRI: expected one coil in a scene without coil sensitivities, got {data.shape[1]} "
+                f"(k-space or image {tuple(data.shape)}); add maps to the scene"
+            )
+        mask = self._draw(scene, data.shape[-1], generators).to(data.device) if scene.mask is None else scene.mask
+        A = single_coil(mask) if scene.maps is None else multi_coil(mask, scene.maps)
+        return A if scene.image is None or scene.image.is_complex() else A @ ComplexImage()
+
+    def measure(self, A: LinearOperator, scene: Scene) -> Tensor:
+        return super().measure(A, scene) if scene.kspace is None else scene.kspace
+
+    def _draw(self, scene: Scene, n_columns: int, generators: Generators) -> Tensor:
+        if self.mask_per_volume and scene.volume is not None:
+            seeds = [tuple(map(ord, name)) for name in scene.volume]
+        else:
+            seeds = [int(torch.randint(2**31, (), generator=g)) for g in generators]
+        return torch.stack([self.mask(n_columns, seed) for seed in seeds])[:, None, None, :]

@@ -1,0 +1,1 @@
+"""Records of training, tables of results and pictures of reconstructions, each module on its own."""

@@ -1,0 +1,186 @@
+"""What a run leaves behind for people: tables, pictures, reconstructions, and the configuration it ran with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+from torch import Tensor
+
+from elder.datamodules.base import Batch
+from elder.datamodules.fastmri import FastMRI
+from elder.datamodules.fastmri_writing import write_reconstruction
+from elder.metrics import magnitude
+from elder.models.reconstruction_module import LEARNED, ReconstructionModule
+from elder.reporting.pictures import comparison, panel
+from elder.reporting.tables import Result, print_table, summarize, write_results
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration of a fit to the run's `config.yaml` and to every logger."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config.as_dict())
+
+
+class TestReport(Callback):
+    """Writes `results.csv`, `tuned.json` and `comparison.png` to the run's folder, and prints the table.
+
+    The picture shows the image whose gain of the learned method over the best other one is the median: neither the
+    best case nor the worst.
+
+    Args:
+        max_pictures: Number of images kept in memory as candidates for the picture, per process.
+    """
+
+    def __init__(self, max_pictures: int = 64) -> None:
+        self.max_pictures = max_pictures
+        self.rows: list[Result] = []
+        self.images: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows, self.images = [], {}
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if not isinstance(pl_module, ReconstructionModule):
+            return
+        self.rows += [Result(**row) for row in outputs["rows"]]
+        for i, name in enumerate(batch.names):
+            if len(self.images) < self.max_pictures and batch.problem.x is not None:
+                methods = {method: x[i].cpu() for method, x in outputs["images"].items()}
+                self.images[name] = batch.problem.x[i].cpu(), methods
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows = _gather(self.rows)
+        if not isinstance(pl_module, ReconstructionModule) or not trainer.is_global_zero or not rows:
+            return
+        order = list(dict.fromkeys(row.method for row in rows))
+        rows.sort(key=lambda row: (order.index(row.method), row.image))
+        folder = Path(trainer.default_root_dir)
+        write_results(folder / "results.csv", rows)
+        (folder / "tuned.json").write_text(json.dumps(pl_module.tuned, indent=2) + "\n")
+        console = Console()
+        print_table(summarize(rows), console)
+        for name, values in pl_module.tuned.items():
+            console.print(f"{name}: strength {values['strength']:.3g}, tuned on the validation images")
+        console.print(f"results: {folder / 'results.csv'}", soft_wrap=True)
+        name = _median_gain([row for row in rows if row.image in self.images])
+        if name is not None:
+            truth, methods = self.images[name]
+            values = {row.method: row.psnr for row in rows if row.image == name}
+            comparison(folder / "comparison.png", truth, methods, values)
+            console.print(f"picture: {folder / 'comparison.png'} ({name})", soft_wrap=True)
+
+
+def _median_gain(rows: list[Result]) -> str | None:
+    """The image whose gain of the learned method over the best other one is the median."""
+    gains: dict[str, float] = {}
+    for image in {row.image for row in rows}:
+        values = {row.method: row.psnr for row in rows if row.image == image}
+        gains[image] = values.pop(LEARNED) - max(values.values())
+    ranked = sorted(gains, key=lambda image: (gains[image], image))
+    return ranked[len(ranked) // 2] if ranked else None
+
+
+class ImagePanel(Callback):
+    """Sends the first validation image and its reconstructions to Weights & Biases.
+
+    Args:
+        every_n_epochs: Epochs between panels.
+    """
+
+    def __init__(self, every_n_epochs: int = 5) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        trackers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
+        if not trackers or not due or not trainer.is_global_zero or batch.problem.x is None:
+            return
+        picture = panel(batch.problem.x[0], {name: x[0] for name, x in outputs.items()})
+        for tracker in trackers:
+            tracker.log_image("val/reconstruction", [picture], step=trainer.global_step, caption=[batch.names[0]])
+
+
+class PredictionWriter(Callback):
+    """Writes reconstructions to `predictions/` in the run's folder: HDF5 in the fastMRI submission layout, and PNG.
+
+    fastMRI volumes are written in the units of their files and cropped to their reconstruction size; other images
+    as they are, one file each. PNGs show [0, 1] as black to white. In a single process a volume is written as soon as
+    its last slice is there, so that an interruption loses at most one; several processes write at the end.
+    """
+
+    def __init__(self) -> None:
+        self.pending: dict[str, dict[int, Tensor]] = {}
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        for name, x in zip(batch.names, outputs, strict=True):
+            volume, _, position = name.partition(".h5/")
+            key, index = (f"{volume}.h5", int(position)) if position else (name, 0)
+            self.pending.setdefault(key, {})[index] = magnitude(x).cpu()
+            _write_png(self._folder(trainer) / "png" / f"{name.replace('/', '_')}.png", self.pending[key][index])
+        if trainer.world_size == 1:
+            *complete, _ = self.pending
+            self._write(trainer, {name: self.pending.pop(name) for name in complete})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        volumes: dict[str, dict[int, Tensor]] = {}
+        for name, slices in _gather(list(self.pending.items())):
+            volumes.setdefault(name, {}).update(slices)
+        self.pending = {}
+        if trainer.is_global_zero:
+            self._write(trainer, volumes)
+            Console().print(f"reconstructions: {self._folder(trainer)}", soft_wrap=True)
+
+    def _write(self, trainer: Trainer, volumes: Mapping[str, Mapping[int, Tensor]]) -> None:
+        data, folder = trainer.datamodule, self._folder(trainer)  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, slices in volumes.items():
+            images = torch.stack([slices[i] for i in sorted(slices)])
+            if isinstance(data, FastMRI):
+                data.write_reconstructions(folder, {name: images[:, 0]})
+            else:
+                path = folder / f"{Path(name).stem}.h5"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_reconstruction(path, images.flatten(0, 1))
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "predictions"
+
+
+def _write_png(path: Path, image: Tensor) -> None:
+    pixels = image.clamp(0, 1).mul(255).round().byte()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.movedim(0, -1)).numpy()).save(path)
+
+
+def _gather(own: list[Any]) -> list[Any]:
+    """The items of all processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return [item for part in parts for item in part]

@@ -1,0 +1,243 @@
+"""Every concrete operator obeys the theorems of a linear operator, and says in words what does not fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from elder.operators import (
+    CircularBlur,
+    ComplexImage,
+    Fourier,
+    GaussianKernel,
+    Identity,
+    LinearOperator,
+    Mask,
+    Sensitivity,
+    SuperResolution,
+    UniformKernel,
+    multi_coil,
+    single_coil,
+)
+from tests.properties import OPERATOR_THEOREMS, concrete_subclasses, dense, measured
+
+COMPLEX, REAL = torch.complex128, torch.float64
+
+
+def rand(*shape: int, dtype: torch.dtype = REAL, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def kernel(batch: int, height: int, width: int) -> Tensor:
+    """Asymmetric and positive, so that a flip, a transposition or a shift shows."""
+    k = torch.rand(batch, 1, height, width, dtype=REAL, generator=torch.Generator().manual_seed(5))
+    return k / k.sum((-2, -1), keepdim=True)
+
+
+def columns(batch: int, width: int) -> Tensor:
+    """Two columns out of three, another pattern in every sample, none of them symmetric."""
+    return ((2 * torch.arange(width) + torch.arange(batch)[:, None]) % 3 != 0)[:, None, None, :]
+
+
+class Instance(NamedTuple):
+    A: LinearOperator
+    x: Tensor  # a batch of images that A takes
+
+
+INSTANCES = {
+    "identity": Instance(Identity(), rand(3, 1, 3, 4)),
+    "identity-complex": Instance(Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),
+    "fourier-even": Instance(Fourier(), rand(1, 1, 4, 6, dtype=COMPLEX)),
+    "fourier-odd": Instance(Fourier(), rand(3, 1, 5, 3, dtype=COMPLEX)),
+    "complex-image": Instance(ComplexImage(), rand(3, 1, 3, 4)),
+    "mask-bool-shared": Instance(Mask(columns(1, 5)), rand(3, 2, 2, 5, dtype=COMPLEX)),
+    "mask-bool-per-sample": Instance(Mask(columns(3, 5)), rand(3, 1, 2, 5)),
+    "mask-weights-per-sample": Instance(Mask(rand(3, 2, 3, 4, seed=1)), rand(3, 2, 3, 4)),
+    "sensitivity-shared": Instance(Sensitivity(rand(1, 3, 3, 4, dtype=COMPLEX)), rand(3, 1, 3, 4, dtype=COMPLEX)),
+    "sensitivity-per-sample": Instance(Sensitivity(rand(3, 2, 3, 3, dtype=COMPLEX)), rand(3, 1, 3, 3, dtype=COMPLEX)),
+    "blur-odd-kernel": Instance(CircularBlur(kernel(1, 3, 5), (4, 6)), rand(1, 2, 4, 6)),
+    "blur-even-kernel": Instance(CircularBlur(kernel(1, 4, 2), (5, 3)), rand(3, 1, 5, 3)),
+    "blur-per-sample": Instance(CircularBlur(kernel(3, 3, 3), (4, 5)), rand(3, 1, 4, 5)),
+    "blur-complex": Instance(CircularBlur(kernel(3, 3, 2), (4, 3)), rand(3, 1, 4, 3, dtype=COMPLEX)),
+    "super-resolution-2": Instance(SuperResolution(kernel(1, 3, 3), (4, 6), 2), rand(3, 2, 4, 6)),
+    "super-resolution-3": Instance(SuperResolution(kernel(3, 4, 3), (6, 9), 3), rand(3, 1, 6, 9)),
+    "super-resolution-complex": Instance(SuperResolution(kernel(1, 3, 3), (4, 6), 2), rand(1, 1, 4, 6, dtype=COMPLEX)),
+    "single-coil": Instance(single_coil(columns(3, 5)), rand(3, 1, 4, 5, dtype=COMPLEX)),
+    "single-coil-real": Instance(single_coil(columns(1, 5)) @ ComplexImage(), rand(3, 1, 4, 5)),
+    "multi-coil": Instance(multi_coil(columns(3, 4), rand(3, 2, 3, 4, dtype=COMPLEX)), rand(3, 1, 3, 4, dtype=COMPLEX)),
+    "adjoint": Instance(multi_coil(columns(1, 4), rand(3, 2, 3, 4, dtype=COMPLEX)).H, rand(3, 2, 3, 4, dtype=COMPLEX)),
+    "adjoint-unitary": Instance(Fourier().H, rand(1, 1, 3, 4, dtype=COMPLEX)),
+    "composition-unitary": Instance(Fourier() @ Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),
+    "composition-half-unitary": Instance(Identity() @ Mask(columns(1, 4)), rand(1, 1, 3, 4)),
+    "sum": Instance(CircularBlur(kernel(3, 3, 3), (4, 5)) + Mask(columns(1, 5)), rand(3, 1, 4, 5)),
+    "scaled": Instance(-0.5 * single_coil(columns(3, 5)), rand(3, 1, 2, 5, dtype=COMPLEX)),
+}
+
+
+@pytest.mark.parametrize("theorem", OPERATOR_THEOREMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("instance", INSTANCES.values(), ids=INSTANCES.keys())
+def test_theorem(instance: Instance, theorem: Callable[[LinearOperator, Tensor], None]) -> None:
+    theorem(*instance)
+
+
+def test_every_operator_has_an_instance() -> None:
+    tested = {type(instance.A) for instance in INSTANCES.values()}
+    assert concrete_subclasses(LinearOperator) <= tested
+
+
+def test_algebra_of_two_operators() -> None:
+    L, R = Mask(rand(1, 1, 4, 5, seed=1)), CircularBlur(kernel(1, 3, 3), (4, 5))
+    x = rand(1, 1, 4, 5)
+    torch.testing.assert_close(dense(L @ R, x), dense(L, x) @ dense(R, x))
+    torch.testing.assert_close(dense(L + 3 * R, x), dense(L, x) + 3 * dense(R, x))
+    torch.testing.assert_close(dense((L @ R).H, x), dense(R.H @ L.H, x))
+
+
+def test_adjoint_of_the_adjoint_is_the_operator_itself() -> None:
+    for name in ("blur-complex", "multi-coil", "sum", "scaled"):
+        A = INSTANCES[name].A
+        assert A.H.H is A
+
+
+@pytest.mark.parametrize("name", ["mask-bool-per-sample", "single-coil", "multi-coil", "scaled", "blur-complex"])
+def test_restriction_zeroes_all_that_is_not_measured(name: str) -> None:
+    A, x = INSTANCES[name]
+    y = rand(*A(x).shape, dtype=A(x).dtype, seed=4)
+    assert torch.equal(A.restrict(y), torch.where(measured(A, x), y, 0))
+
+
+def test_scaling_is_real() -> None:
+    with pytest.raises(TypeError, match="complex"):
+        1j * Identity()
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_fourier_is_numpys_centred_transform(size: tuple[int, int]) -> None:
+    x = rand(2, 1, *size, dtype=COMPLEX)
+    axes = (-2, -1)
+    y = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x.numpy(), axes=axes), norm="ortho"), axes=axes)
+    torch.testing.assert_close(Fourier()(x), torch.from_numpy(y))
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 2), (5, 4)])
+def test_blur_is_periodic_convolution(size: tuple[int, int]) -> None:
+    k, x = kernel(1, *size), rand(1, 1, 6, 7)
+    shifted = [
+        k[0, 0, a, b] * x.roll((a - size[0] // 2, b - size[1] // 2), dims=(-2, -1))
+        for a in range(size[0])
+        for b in range(size[1])
+    ]
+    torch.testing.assert_close(CircularBlur(k, (6, 7))(x), torch.stack(shifted).sum(0))
+
+
+def test_blur_of_an_impulse_is_the_kernel_about_its_origin() -> None:
+    k, x = kernel(1, 3, 4), torch.zeros(1, 1, 8, 8, dtype=REAL)
+    x[..., 4, 5] = 1
+    torch.testing.assert_close(CircularBlur(k, (8, 8))(x)[..., 4 - 1 : 4 + 2, 5 - 2 : 5 + 2], k)
+
+
+def test_decimation_keeps_the_first_pixel() -> None:
+    x = rand(1, 1, 4, 6)
+    torch.testing.assert_close(SuperResolution(torch.ones(1, 1, 1, 1, dtype=REAL), (4, 6), 2)(x), x[..., ::2, ::2])
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_super_resolution_starts_from_linear_interpolation(dtype: torch.dtype) -> None:
+    A = SuperResolution(GaussianKernel(3, 1.0)(), (6, 9), 3)
+    y = rand(1, 1, 2, 3, dtype=dtype)
+    rows, cols = _linear_interpolation(2, 3).to(dtype), _linear_interpolation(3, 3).to(dtype)
+    torch.testing.assert_close(A.initialize(y), rows @ y @ cols.mT)
+
+
+def _linear_interpolation(n: int, scale: int) -> Tensor:
+    """Periodic linear interpolation of n samples at n·scale points, as a matrix."""
+    P = torch.zeros(n * scale, n, dtype=REAL)
+    for i in range(n * scale):
+        P[i, i // scale] += 1 - i % scale / scale
+        P[i, (i // scale + 1) % n] += i % scale / scale
+    return P
+
+
+def test_kernels() -> None:
+    k = GaussianKernel(5, 0.8)()[0, 0]
+    i = np.arange(5) - 2.0
+    expected = np.exp(-(i[:, None] ** 2 + i**2) / (2 * 0.8**2))
+    torch.testing.assert_close(k, torch.from_numpy(expected / expected.sum()))
+    assert GaussianKernel(4, 0.8)()[0, 0].argmax() == 2 * 4 + 2  # origin at size // 2
+    torch.testing.assert_close(UniformKernel(3)(), torch.full((1, 1, 3, 3), 1 / 9, dtype=REAL))
+
+
+MAPS = torch.ones(4, 15, 6, 5, dtype=COMPLEX)
+BLUR = torch.ones(1, 1, 3, 3)
+MISFITS = {
+    "coils": (
+        lambda: Sensitivity(MAPS).adjoint(torch.ones(4, 12, 6, 5, dtype=COMPLEX)),
+        r"Sensitivity: expected y \(4, 15, 6, 5\) for 15 coils \(maps \(4, 15, 6, 5\)\), got y \(4, 12, 6, 5\); give ",
+    ),
+    "batch of maps": (
+        lambda: Sensitivity(MAPS)(torch.ones(1, 1, 6, 5, dtype=COMPLEX)),
+        r"expected x \(4, 1, 6, 5\) for 15 coils .* got x \(1, 1, 6, 5\)",
+    ),
+    "coil image": (
+        lambda: Sensitivity(MAPS)(torch.ones(4, 15, 6, 5, dtype=COMPLEX)),
+        r"expected x \(4, 1, 6, 5\)",
+    ),
+    "real image and maps": (
+        lambda: Sensitivity(MAPS)(torch.ones(4, 1, 6, 5)),
+        r"expected complex x, got torch.float32",
+    ),
+    "real maps": (
+        lambda: Sensitivity(torch.ones(1, 2, 3, 3)),
+        r"expected complex maps .* got torch.float32 \(1, 2, 3, 3\)",
+    ),
+    "mask width": (
+        lambda: single_coil(columns(1, 5))(torch.ones(2, 1, 4, 6, dtype=COMPLEX)),
+        r"Mask: expected x \(any, any, any, 5\) for mask \(1, 1, 1, 5\), got x \(2, 1, 4, 6\)",
+    ),
+    "mask batch": (lambda: Mask(columns(3, 5))(torch.ones(1, 1, 4, 5)), r"Mask: expected x \(3, any, any, 5\)"),
+    "mask axes": (lambda: Mask(torch.ones(4, 5)), r"Mask: expected a real or bool mask .* got torch.float32 \(4, 5\)"),
+    "real spectrum": (
+        lambda: Fourier()(torch.ones(1, 1, 4, 5)),
+        r"Fourier: expected complex data, got torch.float32; ",
+    ),
+    "complex image": (
+        lambda: ComplexImage()(torch.ones(1, 1, 2, 2, dtype=COMPLEX)),
+        r"ComplexImage: expected a real image, got torch.complex128",
+    ),
+    "blurred size": (
+        lambda: CircularBlur(BLUR, (4, 5))(torch.ones(2, 3, 4, 6)),
+        r"CircularBlur: expected x \(any, any, 4, 5\) for transfer function \(1, 1, 4, 5\), got x \(2, 3, 4, 6\)",
+    ),
+    "kernel size": (
+        lambda: CircularBlur(BLUR, (2, 5)),
+        r"expected an image of at least 3×3, the size of the kernel, got 2×5",
+    ),
+    "kernel axes": (lambda: CircularBlur(BLUR[0], (4, 5)), r"expected a real kernel .* got torch.float32 \(1, 3, 3\)"),
+    "scale": (
+        lambda: SuperResolution(BLUR, (4, 5), 2),
+        r"SuperResolution: expected an image size divisible by the scale 2, got 4×5; crop the images",
+    ),
+    "coarse size": (
+        lambda: SuperResolution(BLUR, (4, 6), 2).adjoint(torch.ones(1, 1, 4, 6)),
+        r"SuperResolution: expected y \(any, any, 2, 3\) for images 4×6 and scale 2, got y \(1, 1, 4, 6\)",
+    ),
+    "gaussian": (lambda: GaussianKernel(3, 0.0), r"GaussianKernel: expected size >= 1 and sigma > 0, got 3 and 0.0"),
+    "uniform": (lambda: UniformKernel(0), r"UniformKernel: expected size >= 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("misuse", "message"), MISFITS.values(), ids=MISFITS.keys())
+def test_misfit_is_reported_in_words(misuse: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        misuse()
+
+
+def test_no_buffer_is_saved() -> None:
+    """Measurements belong to the data, not to a checkpoint."""
+    for instance in INSTANCES.values():
+        assert not instance.A.state_dict()

@@ -1,0 +1,65 @@
+"""Small problems with known answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from elder.linalg import inner
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Smooth:
+    """f(x) = ½‖Kx − y‖² + θ Σ (√(1 + |x_i|²) − 1) + ½μ‖x‖²: strongly convex for μ > 0, real or complex."""
+
+    K: Tensor  # (B, m, n)
+    y: Tensor  # (B, m)
+    theta: Tensor
+    mu: Tensor
+    evaluated: list[int]  # number of samples in each evaluation
+
+    @staticmethod
+    def make(n_samples: int = 3, dtype: torch.dtype = torch.float64, theta: float = 0.5, mu: float = 0.1) -> Smooth:
+        K = draw(n_samples, 6, 8, dtype=dtype) / 4
+        y = draw(n_samples, 6, dtype=dtype, seed=1) * torch.logspace(-1, 1, n_samples)[:, None]
+        return Smooth(K, y.to(dtype), torch.tensor(theta, dtype=torch.float64), torch.tensor(mu).double(), [])
+
+    @property
+    def x0(self) -> Tensor:
+        return torch.zeros(self.K.shape[0], self.K.shape[2], dtype=self.K.dtype)
+
+    def value(self, x: Tensor) -> Tensor:
+        r = self._apply(x) - self.y
+        square = (x * x.conj()).real
+        return 0.5 * inner(r, r) + self.theta * (square / ((square + 1).sqrt() + 1)).sum(1) + 0.5 * self.mu * inner(x, x)
+
+    def grad(self, x: Tensor) -> Tensor:
+        self.evaluated.append(len(x))
+        root = ((x * x.conj()).real + 1).sqrt()
+        return self._data_grad(x) + self.theta * x / root + self.mu * x
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(x), self.grad(x)
+
+    def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
+        gamma = step_size.reshape(-1, 1)
+        z = x - gamma * (grad - self._data_grad(x))
+        normal = self.K.mH @ self.K
+        matrix = torch.eye(x.shape[1], dtype=x.dtype) + gamma[..., None] * normal
+        rhs = z + gamma * (self.K.mH @ self.y[..., None])[..., 0]
+        return torch.linalg.solve(matrix, rhs)
+
+    def select(self, samples: Tensor) -> Smooth:
+        return replace(self, K=self.K[samples], y=self.y[samples])
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return (self.K @ x[..., None])[..., 0]
+
+    def _data_grad(self, x: Tensor) -> Tensor:
+        return (self.K.mH @ (self._apply(x) - self.y)[..., None])[..., 0]
