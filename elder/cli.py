@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import netrc
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -19,22 +18,23 @@ from urllib.parse import urlparse
 
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Imported so that configurations may name their classes without a path.
 import elder.models.networks
 import elder.models.regularizers
 import elder.operators
-import elder.solvers
+import elder.solvers  # noqa: F401
 from elder.datamodules.base import ImagingDataModule
 from elder.models.denoising_module import DenoisingModule
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.weights import read_prior, write_prior
 from elder.reporting.callbacks import ImagePanel, PredictionWriter, SaveConfig, TestReport
+from elder.reporting.messages import configuration_mistake, first_cause
 from elder.reporting.metrics_log import MetricsLog
 
 __all__ = ["ElderCLI", "main"]
@@ -44,10 +44,10 @@ class ArgumentParser(LightningArgumentParser):
     """Says what is wrong in a line or two, without the usage of all arguments."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
+        if not self.exit_on_error or os.environ.get("ELDER_TRACEBACK"):
             super().error(message, ex)
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        sys.stderr.write(f"error: {' '.join(lines)}\n")
+        known = [action.dest for action in getattr(ex, "subcommand_parser", self)._actions]
+        sys.stderr.write(f"error: {configuration_mistake(message, known)}\n")
         sys.stderr.write("Every argument with its type and meaning: --help, --print_config\n")
         raise SystemExit(2)
 
@@ -70,7 +70,7 @@ class ElderCLI(LightningCLI):
                 "checkpoint.monitor": "val/psnr",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
+                "checkpoint.save_on_train_epoch_end": False,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
                 "trainer.max_epochs": 10,
@@ -79,33 +79,53 @@ class ElderCLI(LightningCLI):
             }
         )
 
+    def before_instantiate_classes(self) -> None:
+        """Before any work, refuse checkpoints that cannot be used, and to write over those of an earlier run."""
+        if rank_zero_only.rank:
+            return
+        folder, path = Path(_checkpoint_folder(self._run_dir)), self._get(self.config, "ckpt_path")
+        if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
+            rank_zero_info(f"{folder}: no checkpoint to resume from yet; this is the beginning")
+        elif path is not None:
+            check_checkpoint(folder / "last.ckpt" if path == "last" else Path(path))
+        elif self.subcommand == "fit" and any(folder.glob("*.ckpt")):
+            raise ValueError(
+                f"{folder}: expected no checkpoints of an earlier run, found some; resume it with --ckpt_path last, "
+                "choose another --run_dir, or remove them"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         configured = self._get(self.config_init, "trainer")
-        if configured["logger"] is None and not configured["fast_dev_run"]:
-            kwargs["logger"] = _loggers(self._get(self.config, "run_dir"), fit=self.subcommand == "fit")
-        return super().instantiate_trainer(**kwargs)
+        if configured["logger"] is None:
+            fit = self.subcommand == "fit"
+            kwargs["logger"] = [] if configured["fast_dev_run"] else _loggers(self._run_dir, fit)
+        callbacks = configured["callbacks"] or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        if configured["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(_progress_bar())
+        # Written after every epoch, validated or not, better or not: a resumed run loses one at most.
+        folder = _checkpoint_folder(self._run_dir)
+        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Configurations come from files and the command line alone, never from a checkpoint."""
 
     def after_fit(self) -> None:
         """Save the best weights as safetensors, and say where everything is."""
-        best = self.trainer.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or not best.best_model_path or not self.trainer.is_global_zero:
+        best = self._get(self.config_init, "checkpoint")
+        if best.best_model_score is None or not self.trainer.is_global_zero:
             return
-        run_dir = Path(self.trainer.default_root_dir)
-        prior = _prior(self.model)
-        if prior is not None:
+        value = float(best.best_model_score)
+        if (prior := _prior(self.model)) is not None:
             prior.load_state_dict(read_prior(Path(best.best_model_path)))
-            facts = {"val/psnr": float(best.best_model_score or torch.nan), "seed": self._seed()}
-            write_prior(run_dir / "regularizer.safetensors", prior, facts)
-        rank_zero_info(
-            f"best checkpoint: {os.path.relpath(best.best_model_path)} "
-            f"({best.monitor} {float(best.best_model_score or torch.nan):.2f})"
-        )
+            facts = {best.monitor: value, "seed": int(self._get(self.config, "seed_everything"))}
+            write_prior(Path(self._run_dir) / "regularizer.safetensors", prior, facts)
+        rank_zero_info(f"best checkpoint: {os.path.relpath(best.best_model_path)} ({best.monitor} {value:.2f})")
 
-    def _seed(self) -> int:
-        return int(self._get(self.config, "seed_everything"))
+    @property
+    def _run_dir(self) -> str:
+        return self._get(self.config, "run_dir")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -113,6 +133,9 @@ def main(args: list[str] | None = None) -> None:
     keep_memory()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is, on resuming
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available")  # the log says so
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # as when testing into another folder
     warnings.filterwarnings("ignore", message="[\\s\\S]*was deprecated in v4.49.0")
     try:
         ElderCLI(
@@ -121,17 +144,18 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=ArgumentParser,
+            parser_kwargs={"allow_abbrev": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [_progress_bar(), TestReport(), ImagePanel(), PredictionWriter()]},
+            trainer_defaults={"callbacks": [TestReport(), ImagePanel(), PredictionWriter()]},
             args=args,
         )
     except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
         if os.environ.get("ELDER_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {_message(error)}\nFor the traceback: ELDER_TRACEBACK=1\n")
+        sys.stderr.write(f"error: {first_cause(error)}\nFor the traceback: ELDER_TRACEBACK=1\n")
         raise SystemExit(1) from None
 
 
@@ -145,6 +169,24 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(m_mmap_threshold, 1 << 30)
         mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint that is missing, damaged, or would run code; nothing of it is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything but tensors and plain containers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check --ckpt_path")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise ValueError(
+            f"{path}: expected weights and plain values, found a file that is damaged or would run code "
+            f"({type(error).__name__}); use a checkpoint that `fit` wrote"
+        ) from error
 
 
 def _checkpoint_folder(run_dir: str) -> str:
@@ -163,9 +205,12 @@ def _progress_bar() -> Callback:
 
 
 def _loggers(run_dir: str, fit: bool) -> list[Logger]:
-    """`metrics.jsonl`, which is the truth, and for a fit Weights & Biases, offline where there is no account."""
+    """`metrics.jsonl`, which is the truth, and for a fit Weights & Biases, offline where there is no account.
+
+    `WANDB_MODE=disabled` leaves the latter out.
+    """
     loggers: list[Logger] = [MetricsLog(run_dir)]
-    if fit:
+    if fit and os.environ.get("WANDB_MODE") != "disabled":
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         loggers.append(WandbLogger(project="elder", save_dir=run_dir, offline=not _has_account()))
     return loggers
@@ -180,11 +225,3 @@ def _has_account() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _message(error: Exception) -> str:
-    """The message alone, also of an error that a loader process passed on with its traceback."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        text = re.split(r"\n\w*Error: ", text)[-1]
-    return text

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 
 FIXED = -1  # the "epoch" of validation, test and prediction: draws that never change
+ORDER = 2  # purpose of the generator that shuffles an epoch
 
 
 class Key(NamedTuple):
@@ -86,8 +87,8 @@ class KeySampler(DistributedSampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         if not self.shuffle:
             return iter([Key(FIXED, i) for i in range(self.rank, self.n_items, self.num_replicas)])
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.n_items, generator=generator).tolist()
+        draws = generator(self.seed, Key(self.epoch, 0), ORDER)
+        order = torch.randperm(self.n_items, generator=draws).tolist()
         return iter(
             [Key(self.epoch, i) for i in order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]]
         )
@@ -97,7 +98,7 @@ class KeySampler(DistributedSampler[Key]):
 
 
 def generator(seed: int, key: Key, purpose: int = 0) -> torch.Generator:
-    """The CPU generator of one item in one epoch; `purpose` separates independent uses (measurement, crop)."""
+    """The CPU generator of one item in one epoch; `purpose` separates independent uses: measurement, crop, order."""
     words = (seed, key.epoch - FIXED, key.index, purpose)
     state = 0
     for word in words:  # splitmix64: neighbouring keys give unrelated streams
@@ -167,10 +168,13 @@ class ImagingDataModule(LightningDataModule):
                 f"{type(self).__name__}: expected at least {batch_size * n_replicas} training images (batch_size × "
                 f"processes), found {len(data)}; lower batch_size"  # type: ignore[arg-type]
             )
+        sampler = KeySampler(data, shuffle, self.seed, n_replicas, rank)
+        if trainer:  # on resuming, loader processes ask for keys before Lightning sets the epoch
+            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             data,
-            batch_size,
-            sampler=KeySampler(data, shuffle, self.seed, n_replicas, rank),
+            batch_size=batch_size,  # by keyword: Lightning builds the loader of `predict` anew from its arguments
+            sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -37,17 +37,18 @@ def tune_strength(
     Raises:
         ValueError: If a ground truth is missing.
     """
+    truths = [_ground_truth(problem) for problem in problems]
     tried: dict[float, float] = {}
 
     def negative_psnr(log_strength: float) -> float:
         with torch.no_grad():
             reconstruction.log_strength.fill_(log_strength)
-            values = [psnr(reconstruction(p).x, _ground_truth(p), 1.0) for p in problems]
+            values = [psnr(reconstruction(p).x, x, 1.0) for p, x in zip(problems, truths, strict=True)]
         tried[log_strength] = float(torch.cat(values).mean())
         report(f"strength {math.exp(log_strength):.3g}: {tried[log_strength]:.2f} dB on the validation images")
         return -tried[log_strength]
 
-    centre, width = float(reconstruction.log_strength), math.log(factor)
+    centre, width = reconstruction.log_strength.item(), math.log(factor)
     scipy.optimize.minimize_scalar(
         negative_psnr, bounds=(centre - width, centre + width), method="bounded", options={"xatol": tolerance}
     )
@@ -59,5 +60,8 @@ def tune_strength(
 
 def _ground_truth(problem: InverseProblem) -> torch.Tensor:
     if problem.x is None:
-        raise ValueError("tune_strength: expected validation problems with a ground truth, got one without")
+        raise ValueError(
+            "tune_strength: expected validation problems with a ground truth, got one without; "
+            "tune on simulated or fully sampled data"
+        )
     return problem.x

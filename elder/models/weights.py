@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,22 +23,37 @@ def read_prior(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, would run code, or holds no prior.
+        ValueError: If it is damaged, holds anything whose loading could run code, or holds no prior.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected weights of a prior (.ckpt or .safetensors), found no file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path}: expected a checkpoint of tensors and plain containers, found a pickle that is damaged or holds "
+            "other objects, whose loading could run code; none was run. Have the weights exported as .safetensors"
+        ) from None  # torch's own message advises to load it regardless
     except Exception as error:  # decoders of damaged files raise nearly anything
-        reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a checkpoint that holds weights only, found: {reason}") from error
+        reason = str(error).strip().splitlines()[0][:100] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: expected weights of a prior, found a damaged file ({reason}); copy it again"
+        ) from error
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path}: expected a Lightning checkpoint with tensors in its state_dict, found {type(checkpoint).__name__}"
+            f"{' of ' + ', '.join(map(str, checkpoint)) if isinstance(checkpoint, dict) else ''}; "
+            "use one that this package has written"
+        )
     for prefix in _PREFIXES:
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if weights:
             return weights
-    raise ValueError(f"{path}: expected a prior under {' or '.join(_PREFIXES)}, found {', '.join(list(state)[:3])}, …")
+    found = ", ".join([*list(state)[:3], "…"]) if state else "no tensors"
+    raise ValueError(f"{path}: expected a prior under {' or '.join(_PREFIXES)}, found {found}")
 
 
 def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> None:

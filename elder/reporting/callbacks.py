@@ -26,11 +26,18 @@ from elder.reporting.tables import Result, print_table, summarize, write_results
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration of a fit to the run's `config.yaml` and to every logger."""
+    """Writes the resolved configuration of a fit to the run's `config.yaml` and to every logger.
+
+    It does so after the first step: a fit that cannot even begin leaves the folder of an earlier run as it was.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        pass
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
@@ -140,7 +147,8 @@ class PredictionWriter(Callback):
         for name, x in zip(batch.names, outputs, strict=True):
             volume, _, position = name.partition(".h5/")
             key, index = (f"{volume}.h5", int(position)) if position else (name, 0)
-            self.pending.setdefault(key, {})[index] = magnitude(x).cpu()
+            image = magnitude(x).cpu()
+            self.pending.setdefault(key, {})[index] = image.abs() if position else image  # volumes hold magnitudes
             _write_png(self._folder(trainer) / "png" / f"{name.replace('/', '_')}.png", self.pending[key][index])
         if trainer.world_size == 1:
             *complete, _ = self.pending

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from elder.solvers.base import AdjointReport, LinearMap, LinearSolver, Problem, Solution, Solver
 from elder.solvers.fixed_point import GradientDescent, Iteration
@@ -113,6 +112,9 @@ def differentiable_root(
         condition: The map F.
         solver: Linear solver of (∂F/∂x)ᵀu = v in the backward pass.
         report: Filled in by the backward pass.
+
+    Raises:
+        RuntimeError: In a backward pass with `create_graph=True`.
     """
     if not torch.is_grad_enabled():
         return x
@@ -129,10 +131,10 @@ def differentiable_root(
 
 def _reaches_leaf(F: Tensor, root: Tensor) -> bool:
     """Whether the graph of F has a leaf besides the root."""
-    todo, seen = [F.grad_fn], {None, root.grad_fn}
+    todo, seen = [F.grad_fn], {root.grad_fn}
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):  # only a leaf's node has one
@@ -164,8 +166,12 @@ class _Root(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple:
+        if torch.is_grad_enabled():  # `once_differentiable` would raise only where the loss is not linear in x
+            raise RuntimeError(
+                "Implicit: expected a first derivative, got create_graph=True, but the adjoint solve is not recorded; "
+                "use Unrolled for second derivatives"
+            )
         solution = ctx.solver(ctx.matvec, v)
         if ctx.report is not None:
             ctx.report.solution = solution

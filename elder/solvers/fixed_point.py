@@ -51,7 +51,8 @@ class ProximalGradient(Iteration):
 
     def __call__(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
         F = problem.grad(x)
-        return problem.proximal_gradient(x, F, torch.full((), self.step_size, device=x.device)), F
+        step_size = torch.full((), self.step_size, dtype=x.real.dtype, device=x.device)
+        return problem.proximal_gradient(x, F, step_size), F
 
 
 class _PicardState(NamedTuple):

@@ -37,7 +37,9 @@ class Smooth:
     def value(self, x: Tensor) -> Tensor:
         r = self._apply(x) - self.y
         square = (x * x.conj()).real
-        return 0.5 * inner(r, r) + self.theta * (square / ((square + 1).sqrt() + 1)).sum(1) + 0.5 * self.mu * inner(x, x)
+        return (
+            0.5 * inner(r, r) + self.theta * (square / ((square + 1).sqrt() + 1)).sum(1) + 0.5 * self.mu * inner(x, x)
+        )
 
     def grad(self, x: Tensor) -> Tensor:
         self.evaluated.append(len(x))

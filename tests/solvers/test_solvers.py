@@ -4,14 +4,22 @@ import pytest
 import torch
 
 from elder.linalg import norm
-from elder.solvers import LBFGS, Anderson, BacktrackingProximalGradient, GradientDescent, Picard, ProximalGradient, Solver
+from elder.solvers import (
+    LBFGS,
+    Anderson,
+    BacktrackingProximalGradient,
+    GradientDescent,
+    Picard,
+    ProximalGradient,
+    Solver,
+)
 from elder.solvers.fixed_point import Iteration
 from tests.properties import concrete_subclasses
 from tests.solvers.problems import Smooth
 
 SOLVERS = {
     "picard": Picard(3000, 1e-11, GradientDescent(0.4)),
-    "picard-proximal": Picard(3000, 1e-11, ProximalGradient(1.0)),
+    "picard-proximal": Picard(3000, 1e-11, ProximalGradient(0.9)),
     "anderson": Anderson(500, 1e-11, GradientDescent(0.4)),
     "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
     "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),

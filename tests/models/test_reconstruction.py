@@ -1,0 +1,273 @@
+"""The whole method on real operators: one minimiser, one derivative, whatever finds it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from elder.linalg import from_channels, inner, norm, to_channels
+from elder.models.denoiser import Denoiser
+from elder.models.networks import DnCNN
+from elder.models.reconstruction import Objective, Reconstruction
+from elder.models.regularizers import Convex, Prior, Residual, Ridge, TotalVariation
+from elder.operators import CircularBlur, Identity, InverseProblem, LeastSquares, LinearOperator, Mask, multi_coil
+from elder.solvers import (
+    GMRES,
+    LBFGS,
+    MINRES,
+    Anderson,
+    BacktrackingProximalGradient,
+    ConjugateGradient,
+    GradientDescent,
+    Implicit,
+    JacobianFree,
+    Picard,
+    ProximalGradient,
+    Solver,
+    Unrolled,
+)
+from tests.solvers.problems import draw
+
+SOLVERS = {
+    "picard": Picard(3000, 1e-11, GradientDescent(0.6)),
+    "picard-proximal": Picard(3000, 1e-11, ProximalGradient(1.0)),
+    "anderson": Anderson(500, 1e-11, GradientDescent(0.6)),
+    "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
+    "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),
+    "lbfgs": LBFGS(500, 1e-11),
+}
+LINEAR = {"cg": ConjugateGradient(200, 1e-12), "minres": MINRES(200, 1e-12), "gmres": GMRES(200, 1e-12, restart=60)}
+PROBLEMS = ("inpainting", "deblurring", "mri")
+TRUTH = Picard(3000, 1e-13, GradientDescent(0.6))
+
+
+def problem(name: str, n: int = 2) -> InverseProblem:
+    """Two 6×7 images with an operator each, except for the blur."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "mri":
+        mask = torch.rand(n, 1, 1, 7, generator=generator) < 0.6
+        maps = draw(n, 2, 6, 7, dtype=torch.complex128, seed=1)
+        A = multi_coil(mask, maps / maps.abs().square().sum(1, keepdim=True).sqrt())
+    elif name == "inpainting":
+        A = Mask(torch.rand(n, 1, 6, 7, generator=generator) < 0.6)
+    else:
+        A = CircularBlur(torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64), (6, 7))
+    x = draw(n, 1, 6, 7, dtype=torch.complex128 if name == "mri" else torch.float64, seed=2)
+    y = A(x)
+    return InverseProblem(A, A.restrict(y + 0.1 * draw(*y.shape, dtype=y.dtype, seed=3)), x)
+
+
+def reconstruction(solver, backward, channels: int = 1) -> Reconstruction:
+    torch.manual_seed(3)
+    prior = Residual(DnCNN(channels, 4, 2, noise_map=True))
+    return Reconstruction(prior, solver, backward, strength=0.4, sigma=0.3).double()
+
+
+def gradients(name: str, solver, backward) -> dict[str, Tensor]:
+    """Of ⟨w, x̂⟩ with respect to θ, log λ, log σ and y."""
+    p = problem(name)
+    model = reconstruction(solver, backward, 2 if name == "mri" else 1)
+    y = p.y.clone().requires_grad_()
+    x = model(p._replace(y=y)).x
+    names, leaves = zip(("y", y), *model.named_parameters(), strict=True)
+    loss = inner(draw(*x.shape, dtype=x.dtype, seed=4), x).sum()
+    return dict(zip(names, torch.autograd.grad(loss, leaves), strict=True))
+
+
+@functools.cache
+def truth(name: str) -> dict[str, Tensor]:
+    return gradients(name, TRUTH, Unrolled())
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    errors = {k: float((found[k] - expected[k]).norm() / expected[k].norm()) for k in expected}
+    assert max(errors.values()) < tolerance, errors
+
+
+# One derivative
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("linear", LINEAR)
+def test_implicit_gradients_are_those_of_a_converged_iteration(name, solver, linear):
+    expected = truth(name)
+    assert {"y", "log_strength", "log_sigma", "prior.network.output.weight"} < expected.keys()
+    assert_same(gradients(name, solver, Implicit(LINEAR[linear])), expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("solver", ["picard", "picard-proximal", "lbfgs"])
+def test_unrolled_solvers_converge_to_the_same_gradients(name, solver):
+    assert_same(gradients(name, replace(SOLVERS[solver], tol=1e-13), Unrolled()), truth(name), 1e-6)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_many_jacobian_free_steps_approach_the_same_gradients(name):
+    assert_same(gradients(name, SOLVERS["lbfgs"], JacobianFree(GradientDescent(0.6), 300)), truth(name), 1e-6)
+
+
+def test_gradient_in_the_strength_is_a_difference_quotient():
+    p, h, values = problem("inpainting"), 1e-5, []
+    for step in (h, -h):
+        model = reconstruction(LBFGS(500, 1e-13), Implicit())
+        with torch.no_grad():
+            model.log_strength += step
+            values.append(inner(draw(*p.y.shape, seed=4), model(p).x).sum())
+    expected = (values[0] - values[1]) / (2 * h)
+    torch.testing.assert_close(truth("inpainting")["log_strength"], expected, rtol=1e-6, atol=0)
+
+
+# One minimiser
+
+
+@pytest.mark.parametrize("prior", [TotalVariation(0.5), Ridge(1, (3, 4), 3, Convex(3.0))], ids=["tv", "ridge"])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_minimiser_depends_on_neither_solver_nor_step_size_nor_start(prior, solver):
+    y = draw(2, 1, 6, 7)
+    objective = Reconstruction(prior, strength=0.1).double().objective(InverseProblem(Identity(), y))
+    with torch.no_grad():
+        minimiser = LBFGS(500, 1e-13)(objective, y).x
+        for variant in [_with_step_size(solver, step_size) for step_size in (0.25, 0.5)]:
+            for x0 in (y, 0 * y, 5 * draw(2, 1, 6, 7, seed=8)):
+                assert norm(variant(objective, x0).x - minimiser).max() < 1e-8
+        assert norm(objective.grad(minimiser)).max() < 1e-11
+
+
+def _with_step_size(solver: Solver, step_size: float) -> Solver:
+    if isinstance(solver, Picard | Anderson):
+        return replace(solver, iteration=replace(solver.iteration, step_size=step_size))
+    return replace(solver, step_size=step_size) if isinstance(solver, BacktrackingProximalGradient) else solver
+
+
+def test_solution_is_stationary_by_the_autograd_of_the_objective():
+    p = problem("mri")
+    model = reconstruction(LBFGS(500, 1e-12), Implicit(), 2)
+    x = model(p).x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.objective(p).value(x).sum(), x)
+    assert norm(gradient).max() < 1e-9
+
+
+# The objective
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_objective_is_its_formula(name):
+    p, x = problem(name), draw(2, 1, 6, 7, dtype=problem(name).x.dtype, seed=5)
+    model = reconstruction(None, None, 2 if name == "mri" else 1)
+    f = model.objective(p)
+    value = 0.5 * norm(p.A(x) - p.y) ** 2 + 0.4 * model.prior.value(x, model.log_sigma.exp())
+    torch.testing.assert_close(f.value(x), value, rtol=1e-6, atol=0)  # λ was given in single precision
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f.value(leaf).sum(), leaf)
+    torch.testing.assert_close(f.grad(x).detach(), gradient)
+    torch.testing.assert_close(f.value_and_grad(x), (f.value(x), f.grad(x)))
+    gamma = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    step = x - gamma[:, None, None, None] * f.strength * model.prior.grad(x, f.sigma)
+    expected = LeastSquares().prox(step, p.A, p.y, gamma)
+    torch.testing.assert_close(f.proximal_gradient(x, f.grad(x), gamma), expected)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_part_of_the_batch_behaves_as_it_did_in_the_batch(name):
+    p, x = problem(name, 3), draw(3, 1, 6, 7, dtype=problem(name).x.dtype, seed=5)
+    prior = reconstruction(None, None, 2 if name == "mri" else 1).prior
+    strength, sigma = (torch.tensor(v, dtype=torch.float64) for v in ([0.1, 0.4, 2.0], [0.05, 0.3, 1.0]))
+    f = Objective(p.A, p.y, LeastSquares(), prior, strength, sigma)
+    value, gradient = f.value_and_grad(x)
+    for samples in (torch.tensor([1]), torch.tensor([2, 0]), torch.arange(3)):
+        part_value, part_gradient = f.select(samples).value_and_grad(x[samples])
+        torch.testing.assert_close(part_value, value[samples], rtol=1e-12, atol=0)
+        torch.testing.assert_close(part_gradient, gradient[samples], rtol=1e-12, atol=1e-13)
+
+
+class RealView(LinearOperator):
+    """An operator of complex images as one of real images with twice the channels."""
+
+    def __init__(self, A: LinearOperator) -> None:
+        super().__init__()
+        self.A = A
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_channels(self.A(_complex(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return to_channels(self.A.adjoint(_complex(y)))
+
+
+def _complex(u: Tensor) -> Tensor:
+    return from_channels(u, torch.zeros((), dtype=torch.complex128))
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_complex_problem_is_the_real_one_of_twice_the_size(solver):
+    p = problem("mri")
+    results = []
+    for q in (p, InverseProblem(RealView(p.A), to_channels(p.y))):
+        model = reconstruction(solver, Implicit(LINEAR["cg"]), 2)
+        x = to_channels(model(q).x)
+        inner(draw(*x.shape, seed=6), x).sum().backward()
+        results.append((x.detach(), {k: v.grad for k, v in model.named_parameters()}))
+    (x, found), (real_x, expected) = results
+    assert norm(x - real_x).max() < 1e-8
+    assert_same(found, expected, 1e-6)
+
+
+# Priors without a value
+
+
+class ImplicitResidual(Prior):
+    """x − N(x), the gradient of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = DnCNN(1, 4, 2)
+
+    def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return x - self.network(x)
+
+
+@pytest.mark.parametrize("solver", ["picard", "picard-proximal", "anderson"])
+def test_implicit_prior_is_differentiated_by_gmres(solver):
+    p, results = problem("inpainting"), []
+    for method, rule in ((SOLVERS[solver], Implicit(LINEAR["gmres"])), (TRUTH, Unrolled())):
+        torch.manual_seed(3)
+        model = Reconstruction(ImplicitResidual(), method, rule, strength=0.4).double()
+        with torch.no_grad():
+            for weight in model.prior.parameters():
+                weight *= 1.5  # far enough from symmetry to tell
+        inner(draw(*p.y.shape, seed=4), model(p).x).sum().backward()
+        results.append({k: v.grad for k, v in model.named_parameters()})
+    assert_same(*results, 1e-6)
+
+
+def test_what_does_not_fit_the_prior_is_refused_in_words():
+    gmres = Implicit(GMRES())
+    with pytest.raises(ValueError, match="LBFGS compares values of f, but ImplicitResidual has no value; use Picard"):
+        Reconstruction(ImplicitResidual(), backward=gmres)
+    with pytest.raises(ValueError, match="BacktrackingProximalGradient compares values"):
+        Reconstruction(ImplicitResidual(), BacktrackingProximalGradient(), gmres)
+    for linear in (ConjugateGradient(), MINRES()):
+        with pytest.raises(ValueError, match=f"{type(linear).__name__} needs a symmetric Jacobian.*use GMRES"):
+            Reconstruction(ImplicitResidual(), Picard(), Implicit(linear))
+    fitting = Reconstruction(ImplicitResidual(), Picard(), gmres)
+    with pytest.raises(TypeError, match="ImplicitResidual is a vector field without a value"):
+        fitting.objective(InverseProblem(Identity(), torch.zeros(1, 1, 4, 4))).value(torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(("strength", "sigma"), [(-0.1, None), (0.0, None), (0.1, 0.0), (0.1, -1.0)])
+def test_parameters_that_are_not_positive_are_refused_in_words(strength, sigma):
+    with pytest.raises(ValueError, match=r"Reconstruction: expected positive strength and sigma, got"):
+        Reconstruction(TotalVariation(), strength=strength, sigma=sigma)
+
+
+def test_denoiser_is_one_gradient_step():
+    """D = Id − ∇R, which for R = ½‖x − N(x)‖² is the gradient step of the objective with A = 0 and λ = γ = 1."""
+    R, x = Residual(DnCNN(1, 4, 2)).double(), draw(2, 1, 6, 7)
+    objective = Objective(0 * Identity(), 0 * x, LeastSquares(), R, torch.ones(()))
+    torch.testing.assert_close(Denoiser(R)(x), GradientDescent(1.0)(objective, x)[0])

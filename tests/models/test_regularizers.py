@@ -1,0 +1,259 @@
+"""Every regularizer is a functional with a symmetric Hessian, sample by sample, in every grad mode; each formula."""
+
+import itertools
+
+import pytest
+import torch
+
+from elder.linalg import inner, to_channels
+from elder.models.networks import DnCNN
+from elder.models.regularizers import (
+    Convex,
+    Potential,
+    Prior,
+    Regularizer,
+    Residual,
+    Ridge,
+    Scaled,
+    TotalVariation,
+    WeaklyConvex,
+)
+from tests.properties import concrete_subclasses, random_like
+from tests.solvers.problems import draw
+
+FAMILIES = {
+    "total-variation": lambda channels: TotalVariation(0.3),
+    "ridge-convex": lambda channels: Ridge(channels, (3, 4), 3, Convex(2.0)),
+    "ridge-weakly-convex": lambda channels: Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)),
+    "residual": lambda channels: Residual(DnCNN(channels, 6, 2)),
+    "residual-noise-map": lambda channels: Residual(DnCNN(channels, 6, 2, noise_map=True)),
+    "scaled": lambda channels: Scaled(Residual(DnCNN(channels, 6, 2, noise_map=True)), 1.5, 0.7),
+    "scaled-ridge": lambda channels: Scaled(Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)), 1.5, 0.7),
+}
+IMAGES = {  # sizes that are and are not multiples of 8
+    "gray-16x16": ((2, 1, 16, 16), torch.float64),
+    "gray-13x18": ((2, 1, 13, 18), torch.float64),
+    "colour-13x18": ((2, 3, 13, 18), torch.float64),
+    "complex-13x18": ((2, 1, 13, 18), torch.complex128),
+}
+SIGMA = torch.tensor([0.1, 0.4], dtype=torch.float64)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_learned_family = pytest.mark.parametrize("family", [f for f in FAMILIES if f != "total-variation"])
+every_image = pytest.mark.parametrize("image", IMAGES)
+
+
+def instance(family: str, image: str) -> tuple[Regularizer, torch.Tensor]:
+    shape, dtype = IMAGES[image]
+    torch.manual_seed(1)
+    x = draw(*shape, dtype=dtype, seed=2)
+    return FAMILIES[family](to_channels(x).shape[1]).double(), x
+
+
+def test_every_regularizer_and_potential_is_tested():
+    tested = [family(1) for family in FAMILIES.values()]
+    assert concrete_subclasses(Regularizer) == concrete_subclasses(Prior) == {type(R) for R in tested}
+    assert concrete_subclasses(Potential) == {type(R.potential) for R in tested if isinstance(R, Ridge)}
+
+
+# What every regularizer has in common
+
+
+@every_family
+@every_image
+def test_gradient_is_that_of_the_value(family, image):
+    R, x = instance(family, image)
+    gradient, h = R.grad(x, SIGMA), 1e-5
+    assert gradient.shape == x.shape and gradient.dtype == x.dtype
+    for seed in range(3):
+        d = draw(*x.shape, dtype=x.dtype, seed=seed)
+        difference = (R.value(x + h * d, SIGMA) - R.value(x - h * d, SIGMA)) / (2 * h)
+        torch.testing.assert_close(inner(gradient, d), difference, rtol=1e-6, atol=1e-7)
+
+
+@every_family
+@every_image
+def test_hessian_is_symmetric_and_that_of_the_gradient(family, image):
+    R, x = instance(family, image)
+    leaf = x.clone().requires_grad_()
+    gradient = R.grad(leaf, SIGMA)
+    u, v = draw(*x.shape, dtype=x.dtype, seed=3), draw(*x.shape, dtype=x.dtype, seed=4)
+    Hu, Hv = (torch.autograd.grad(gradient, leaf, w, retain_graph=True)[0] for w in (u, v))
+    assert Hu.norm() > 1e-3 * u.norm(), "a Hessian that vanishes is symmetric, too"
+    torch.testing.assert_close(inner(u, Hv), inner(Hu, v), rtol=0, atol=1e-10 * float(Hu.norm() * v.norm()))
+    h = 1e-7  # ELU″ jumps at 0: the fewer responses cross it, the better
+    difference = (R.grad(x + h * u, SIGMA) - R.grad(x - h * u, SIGMA)) / (2 * h)
+    torch.testing.assert_close(Hu, difference, rtol=1e-5, atol=1e-6)
+
+
+@every_family
+@every_image
+def test_value_and_gradient_in_one_pass_are_the_derived_ones(family, image):
+    R, x = instance(family, image)
+    value, gradient = R.value_and_grad(x, SIGMA)
+    torch.testing.assert_close(value, R.value(x, SIGMA), rtol=1e-12, atol=1e-12)
+    derived = torch.func.grad(lambda u: R.value(u, SIGMA).sum())(x)
+    torch.testing.assert_close(gradient, derived, rtol=1e-10, atol=1e-12)
+    assert torch.equal(R.grad(x, SIGMA), gradient) and torch.equal(R.score(x, SIGMA), -gradient)
+
+
+@every_family
+@every_image
+def test_sample_does_not_depend_on_its_batch(family, image):
+    R, x = instance(family, image)
+    value, gradient = R.value_and_grad(x, SIGMA)
+    assert value.shape == (2,)
+    for i in range(2):
+        alone = R.value_and_grad(x[i : i + 1], SIGMA[i : i + 1])
+        torch.testing.assert_close(alone[0][0], value[i], rtol=1e-12, atol=0)
+        torch.testing.assert_close(alone[1][0], gradient[i], rtol=1e-12, atol=1e-14)
+
+
+@every_family
+@pytest.mark.parametrize("image", ["gray-13x18", "complex-13x18"])
+def test_argument_and_grad_mode_are_left_alone(family, image):
+    R, x = instance(family, image)
+    before = x.clone()
+    results = [R.value_and_grad(x, SIGMA)]
+    learned = any(p.requires_grad for p in R.parameters())
+    assert results[0][1].requires_grad == learned and torch.is_grad_enabled()
+    with torch.no_grad():
+        results.append(R.value_and_grad(x, SIGMA))
+        assert not results[1][1].requires_grad and not torch.is_grad_enabled()
+    with torch.inference_mode():
+        results.append(R.value_and_grad(x, SIGMA))
+        assert torch.is_inference_mode_enabled()
+    assert not x.requires_grad and x.grad is None and torch.equal(x, before)
+    for value, gradient in results[1:]:
+        torch.testing.assert_close(value.clone(), results[0][0].detach(), rtol=1e-14, atol=0)
+        torch.testing.assert_close(gradient.clone(), results[0][1].detach(), rtol=1e-14, atol=1e-15)
+
+
+@every_learned_family
+@pytest.mark.parametrize("image", ["gray-13x18", "complex-13x18"])
+def test_gradient_in_the_parameters(family, image):
+    """∂/∂θ ⟨w, ∇R_θ(x)⟩, which is what training needs, against differences along one direction of θ."""
+    R, x = instance(family, image)
+    theta = dict(R.named_parameters())
+    w = draw(*x.shape, dtype=x.dtype, seed=5)
+
+    def scalar(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        gradient = torch.func.functional_call(_Gradient(R), {f"R.{k}": v for k, v in parameters.items()}, (x, SIGMA))
+        return inner(w, gradient).sum()
+
+    gradients = torch.autograd.grad(inner(w, R.grad(x, SIGMA)).sum(), list(theta.values()))
+    direction = {name: random_like(p, seed=6 + i) for i, (name, p) in enumerate(theta.items())}
+    h = 1e-6
+    with torch.no_grad():
+        plus, minus = ({k: p + s * h * direction[k] for k, p in theta.items()} for s in (1, -1))
+        difference = (scalar(plus) - scalar(minus)) / (2 * h)
+    derivative = torch.stack([(g * d).sum() for g, d in zip(gradients, direction.values(), strict=True)]).sum()
+    torch.testing.assert_close(derivative, difference, rtol=1e-6, atol=1e-7)
+
+
+class _Gradient(torch.nn.Module):
+    def __init__(self, R: Regularizer) -> None:
+        super().__init__()
+        self.R = R
+
+    def forward(self, x, sigma):
+        return self.R.grad(x, sigma)
+
+
+@every_family
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own
+def test_compiled_gradient_is_the_same_and_differentiable(family):
+    R, x = instance(family, "gray-13x18")
+    torch.compiler.reset()
+    compiled = torch.compile(R.grad, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, SIGMA), R.grad(x, SIGMA), rtol=1e-12, atol=1e-13)
+    inputs = [x.clone().requires_grad_(), *R.parameters()]
+    w = draw(*x.shape, seed=5)
+    found, expected = (
+        torch.autograd.grad(f(inputs[0], SIGMA), inputs, w, allow_unused=True, materialize_grads=True)
+        for f in (compiled, R.grad)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@every_learned_family
+def test_wrong_number_of_channels_is_refused_in_words(family):
+    R = FAMILIES[family](1).double()
+    with pytest.raises(ValueError, match=r"expected images of 1 real channels, got 3 from a real image \(2, 3, 8, 8\)"):
+        R.value(draw(2, 3, 8, 8), SIGMA)
+    with pytest.raises(ValueError, match=r"got 2 from a complex image .*set `channels: 2`"):
+        R.grad(draw(2, 1, 8, 8, dtype=torch.complex128), SIGMA)
+
+
+# Convexity
+
+
+def monotonicity(R: Regularizer, scale: float, shape: tuple[int, ...] = (1, 1, 12, 12)) -> torch.Tensor:
+    """⟨∇R(x) − ∇R(y), x − y⟩ / ‖x − y‖² for many pairs of images, far apart and close together."""
+    found = []
+    for seed, distance in itertools.product(range(20), (1e-3, 0.1, 1.0, 10.0)):
+        x = scale * draw(*shape, seed=seed)
+        y = x + distance * scale * draw(*shape, seed=100 + seed)
+        found.append(inner(R.grad(x) - R.grad(y), x - y) / inner(x - y, x - y))
+    return torch.cat(found).detach()
+
+
+@pytest.mark.parametrize("R", [TotalVariation(0.1), Ridge(1, (3, 4), 3, Convex(5.0)).double()], ids=["tv", "ridge"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_convex_regularizers_have_a_monotone_gradient(R, scale):
+    assert monotonicity(R, scale).min() >= -1e-12
+
+
+# Formulas
+
+
+def test_total_variation_is_the_sum_over_pixels():
+    x, epsilon = draw(1, 2, 5, 7), 0.2
+    total = 0.0
+    for i, j in itertools.product(range(5), range(7)):
+        square = 0.0
+        for c in range(2):
+            square += (x[0, c, i + 1, j] - x[0, c, i, j]) ** 2 if i < 4 else 0.0
+            square += (x[0, c, i, j + 1] - x[0, c, i, j]) ** 2 if j < 6 else 0.0
+        total += (square + epsilon**2) ** 0.5 - epsilon
+    torch.testing.assert_close(TotalVariation(epsilon).value(x)[0], total)
+    as_complex = torch.complex(x[:, :1], x[:, 1:])
+    torch.testing.assert_close(TotalVariation(epsilon).value(as_complex)[0], total)
+
+
+@pytest.mark.parametrize("family", ["total-variation", "ridge-convex", "ridge-weakly-convex"])
+def test_constants_cost_nothing(family):
+    R, x = instance(family, "colour-13x18")
+    shift = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(R.value(x + shift), R.value(x))
+    assert R.value(0 * x + shift).abs().max() < 1e-20
+
+
+def test_residual_gradient_is_its_formula():
+    """∇R(x) = x − N(x) − J_N(x)ᵀ(x − N(x)) with a dense Jacobian."""
+    torch.manual_seed(1)
+    network, x = DnCNN(1, 6, 2).double(), draw(1, 1, 5, 6)
+    r = (x - network(x)).flatten()
+    jacobian = torch.func.jacrev(network)(x).reshape(30, 30)
+    torch.testing.assert_close(Residual(network).grad(x).flatten(), r - jacobian.T @ r)
+    torch.testing.assert_close(Residual(network).value(x)[0], 0.5 * r @ r)
+
+
+def test_scaled_is_its_formula():
+    R, x = instance("residual-noise-map", "gray-13x18")
+    torch.testing.assert_close(Scaled(R).double().value(x, SIGMA), R.value(x, SIGMA), rtol=1e-14, atol=0)
+    torch.testing.assert_close(Scaled(R).double().grad(x, SIGMA), R.grad(x, SIGMA), rtol=1e-14, atol=1e-15)
+    expected = 3.0 / 0.5**2 * R.value(0.5 * x, 0.5 * SIGMA)
+    torch.testing.assert_close(Scaled(R, 3.0, 0.5).value(x, SIGMA), expected, rtol=1e-6, atol=0)  # float32 parameters
+
+
+def test_bad_arguments_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"TotalVariation: expected epsilon > 0 .*, got 0"):
+        TotalVariation(0.0)
+    with pytest.raises(ValueError, match="Ridge: expected an odd kernel_size, got 4"):
+        Ridge(kernel_size=4)
+    with pytest.raises(ValueError, match=r"Convex: expected scale > 0, got -1"):
+        Convex(-1.0)
+    with pytest.raises(ValueError, match="WeaklyConvex: expected beta > 1, got 1"):
+        WeaklyConvex(beta=1.0)
+    with pytest.raises(ValueError, match=r"Scaled: expected positive strength and scale, got 1\.0 and 0\.0"):
+        Scaled(TotalVariation(), scale=0.0)

@@ -1,0 +1,219 @@
+"""Training for real: on two processes, killed and resumed, and on a single image."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elder.datamodules.base import KeySampler, collate, generator
+from elder.datamodules.fastmri import FastMRI
+from elder.models.reconstruction import Reconstruction
+from elder.models.reconstruction_module import ReconstructionModule
+from elder.models.regularizers import Ridge
+from elder.operators import CartesianMRI, Gaussian, RandomMask
+from elder.reporting.metrics_log import read_metrics
+from elder.reporting.tables import read_results
+from elder.solvers import LBFGS
+from tests.runs import SLICES, contents, finish, run, start, write_config
+
+# The test process has no threads at work that a fork could cut short.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+
+TWO = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
+
+
+def checkpoint(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def tensors(tree: Any, place: str = "") -> dict[str, Tensor]:
+    """All tensors and numbers of nested containers, by their place."""
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for name, branch in items for k, v in tensors(branch, f"{place}/{name}").items()}
+    return {place: torch.as_tensor(tree)} if isinstance(tree, Tensor | float | int) else {}
+
+
+def steps(run_dir: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+# Two processes with batches of b are one process with batches of 2b.
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=3)
+    run("fit", config)
+    two = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp", f"--run_dir={tmp_path / 'two'}")
+    finish(start("fit", config, *two))  # launches a second process with the same command line
+    one, both = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "two")
+    assert one["global_step"] == both["global_step"] == 3
+    assert one["state_dict"].keys() == both["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(both["state_dict"][name], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: n + m)
+    for a, b in zip(steps(tmp_path / "run"), steps(tmp_path / "two"), strict=True):
+        assert (a["step"], a["epoch"]) == (b["step"], b["epoch"])
+        assert a.keys() == b.keys()
+        assert b.get("train/strength", 0) == pytest.approx(a.get("train/strength", 0), rel=1e-6)
+        # At a tolerance of 1e-3 the solver is free to end where rounding led it.
+        assert b.get("val/psnr", 0) == pytest.approx(a.get("val/psnr", 0), abs=1e-2)
+
+
+def test_two_processes_test_and_reconstruct_what_one_does(tmp_path: Path) -> None:
+    assert SLICES["test"] % 2 == 1
+    config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=1)
+    run("fit", config)
+    last = f"--ckpt_path={tmp_path / 'run/checkpoints/last.ckpt'}"
+    for command in ("test", "predict"):
+        run(command, config, last)
+        run(command, config, last, *TWO, f"--run_dir={tmp_path / 'two'}")
+    one, both = (read_results(tmp_path / folder / "results.csv") for folder in ("run", "two"))
+    images = [f"test.h5/{i}" for i in range(SLICES["test"])]
+    assert [(row.method, row.image) for row in one] == [
+        (method, image) for method in ("zero-filled", "total variation", "learned") for image in images
+    ]
+    for a, b in zip(one, both, strict=True):
+        assert (a.method, a.image, a.n_gradients) == (b.method, b.image, b.n_gradients)
+        assert (b.psnr, b.ssim) == pytest.approx((a.psnr, a.ssim), abs=1e-6)
+    tuned = [json.loads((tmp_path / folder / "tuned.json").read_text()) for folder in ("run", "two")]
+    assert tuned[0].keys() == {"total variation"}
+    assert tuned[0]["total variation"] == pytest.approx(tuned[1]["total variation"], rel=1e-9)
+    one, both = (contents(tmp_path / folder / "predictions" / "png") for folder in ("run", "two"))
+    assert one == both
+    assert len(one) == SLICES["test"]
+
+
+# A killed run, resumed, is the run that nobody killed.
+
+
+@pytest.mark.parametrize(("num_workers", "every"), [(2, 1), (0, 3)], ids=["loaders", "rarely validated"])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path: Path, num_workers: int, every: int) -> None:
+    config = write_config(
+        tmp_path, data__init_args__batch_size=1, trainer__max_epochs=3, trainer__check_val_every_n_epoch=every
+    )
+    n = SLICES["train"]
+    run("fit", config, f"--run_dir={tmp_path / 'whole'}")
+
+    loaders = f"--data.num_workers={num_workers}"
+    process = multiprocessing.get_context("fork").Process(target=run, args=("fit", config, loaders))
+    process.start()
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not (log.exists() and f'"step": {n}, "epoch": 1' in log.read_text()):  # the first step of the second epoch
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert n <= steps(tmp_path / "run")[-1]["step"] < 2 * n - 1
+    assert checkpoint(tmp_path / "run")["global_step"] == n  # not an epoch is lost
+
+    with log.open("a") as file:
+        file.write('{"step": 5, "tr')  # as a kill in the middle of a line leaves it
+    run("fit", config, loaders, "--ckpt_path=last")
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        a, b = tensors(whole[part]), tensors(resumed[part])
+        assert a.keys() == b.keys()
+        assert a
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    assert (whole["epoch"], whole["global_step"]) == (resumed["epoch"], resumed["global_step"]) == (2, 3 * n)
+    assert steps(tmp_path / "run") == steps(tmp_path / "whole")
+    assert [line["step"] for line in steps(tmp_path / "run") if "train/loss" in line] == list(range(3 * n))
+    torn = [line for line in log.read_text().splitlines() if not _is_json(line)]
+    assert torn == ['{"step": 5, "tr']
+    best = [torch.load(tmp_path / d / "checkpoints" / "best.ckpt", weights_only=True) for d in ("whole", "run")]
+    assert best[0]["global_step"] == best[1]["global_step"]
+
+
+def test_the_last_epoch_is_kept_though_an_earlier_one_was_better(tmp_path: Path) -> None:
+    run("fit", write_config(tmp_path), "--checkpoint.mode=min")  # training raises the PSNR
+    first, second = (line["val/psnr"] for line in steps(tmp_path / "run") if "val/psnr" in line)
+    assert first < second
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert (best["epoch"], checkpoint(tmp_path / "run")["epoch"]) == (0, 1)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+# A step does what it says.
+
+
+def test_one_image_is_learned_by_heart(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        data__init_args__sample_rate=1 / SLICES["train"],
+        data__init_args__batch_size=1,
+        trainer__max_epochs=20,
+        trainer__limit_val_batches=0,
+        model__init_args__reconstruction__strength=3.0,
+        model__init_args__optimizer__init_args__lr=0.05,
+        model__init_args__scheduler=None,
+    )
+    run("fit", config)
+    values = [line["train/psnr"] for line in steps(tmp_path / "run")]
+    assert len(values) == 20
+    assert min(values[-3:]) > values[0] + 3
+
+
+def test_the_logged_loss_is_the_mean_squared_error(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__limit_train_batches=1, trainer__limit_val_batches=0)
+    run("fit", config, "--trainer.max_epochs=1")
+    state = checkpoint(tmp_path / "run")["state_dict"]
+    run("fit", config, "--ckpt_path=last")  # the second epoch
+    logged = steps(tmp_path / "run")[1]
+
+    acquisition = CartesianMRI(RandomMask([0.25], [2]), Gaussian(0.01))
+    data = FastMRI(acquisition, tmp_path / "data", image_size=None, real_images=True)
+    data.setup("fit")
+    sampler = KeySampler(data.train_data, shuffle=True, seed=0, n_replicas=1, rank=0)
+    sampler.set_epoch(1)
+    items = collate([data.train_data[key] for key in list(sampler)[:2]])
+    problem = acquisition(items.scene, [generator(0, key) for key in items.key])  # type: ignore[union-attr]
+    module = ReconstructionModule(Reconstruction(Ridge(widths=[4], kernel_size=3), LBFGS(max_steps=200, tol=1e-3)))
+    module.load_state_dict(state)
+    with torch.no_grad():
+        solution = module(problem)
+    error = (solution.x - problem.x).square().flatten(1).mean(1)  # the images are real, with values up to 1
+    assert logged["train/loss"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert logged["train/psnr"] == pytest.approx(-10 * error.log10().mean().item(), rel=1e-4)
+    assert logged["train/strength"] == pytest.approx(state["reconstruction.log_strength"].exp().item())
+    assert logged["forward/residual"] == pytest.approx(solution.residual.max().item(), rel=1e-2)
+    assert logged["forward/gradients"] == solution.n_gradients.mean() + 1  # one more for the backward pass
+    assert logged["forward/unconverged"] == logged["backward/unconverged"] == 0
+
+
+@pytest.mark.parametrize(("forward", "backward"), [(1, 200), (200, 1)])
+def test_solves_that_fall_short_are_counted_and_warned_about(tmp_path: Path, forward: int, backward: int) -> None:
+    config = write_config(tmp_path, trainer__max_epochs=1, trainer__limit_val_batches=0)
+    short = [f"--model.reconstruction.solver.max_steps={forward}"]
+    short += [f"--model.reconstruction.backward.solver.max_steps={backward}"]
+    with pytest.warns(UserWarning, match="epoch 0: .* solves fell short") as warned:
+        run("fit", config, *short)
+    lines = steps(tmp_path / "run")
+    counts = {place: [line[f"{place}/unconverged"] for line in lines] for place in ("forward", "backward")}
+    assert counts["forward"] == ([2, 2] if forward == 1 else [0, 0])
+    if backward == 1:
+        assert counts["backward"] == [2, 2]
+    for line in lines:
+        assert (line["forward/residual"] > 1e-3) == (line["forward/unconverged"] > 0)
+        assert (line["backward/residual"] > 1e-2) == (line["backward/unconverged"] > 0)
+    total = "{:.0f} forward and {:.0f} backward".format(*(sum(values) for values in counts.values()))
+    assert any(f"epoch 0: {total} solves fell short" in str(warning.message) for warning in warned)
