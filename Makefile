@@ -23,10 +23,11 @@ endif
 	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install ## train a small denoiser, then a reconstruction from it, and test that; results in runs/demo
+demo: install ## pre-train, train and test a regularizer for MRI; results in runs/demo, which is made anew
+	rm -rf runs/demo
 	.venv/bin/python main.py fit --config configs/mri_denoiser.yaml --run_dir runs/demo/denoiser $(DEMO_FLAGS)
 	.venv/bin/python main.py fit --config configs/mri.yaml --run_dir runs/demo \
-		--model.pretrained runs/demo/denoiser/checkpoints/best.ckpt $(DEMO_FLAGS)
+		--model.pretrained runs/demo/denoiser/regularizer.safetensors $(DEMO_FLAGS)
 	.venv/bin/python main.py test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt $(DEMO_FLAGS)
 
 test: install ## run all tests (those of real data where ELDER_TEST_DATA names their folder)

@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Imported so that configurations may name their classes without a path.
 import elder.models.networks
@@ -81,7 +81,7 @@ class ElderCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Before any work, refuse checkpoints that cannot be used, and to write over those of an earlier run."""
-        if rank_zero_only.rank:
+        if rank_zero_only.rank or self._get(self.config, "trainer.fast_dev_run"):
             return
         folder, path = Path(_checkpoint_folder(self._run_dir)), self._get(self.config, "ckpt_path")
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
@@ -99,6 +99,8 @@ class ElderCLI(LightningCLI):
         if configured["logger"] is None:
             fit = self.subcommand == "fit"
             kwargs["logger"] = [] if configured["fast_dev_run"] else _loggers(self._run_dir, fit)
+        if configured["accelerator"] == "auto" and not torch.cuda.is_available():
+            kwargs["accelerator"] = "cpu"  # Apple's GPU has no double precision, which metrics need
         callbacks = configured["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if configured["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
@@ -107,6 +109,11 @@ class ElderCLI(LightningCLI):
         folder = _checkpoint_folder(self._run_dir)
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Test without Lightning's table where the report prints a better one."""
+        verbose = kwargs.pop("verbose") and not isinstance(model, ReconstructionModule)
+        self.trainer.test(model, verbose=verbose, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Configurations come from files and the command line alone, never from a checkpoint."""

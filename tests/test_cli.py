@@ -67,8 +67,8 @@ def changed(finished: Path, folder: Path, old: str, new: str) -> Path:
         ("max_epochs: 1", "max_epochs: many", "trainer.max_epochs: expected int, got many"),
         (
             "strength: 0.01",
-            "strenght: 0.01",
-            "Option 'strenght' is not accepted by Reconstruction, which takes prior, ",
+            "strengthh: 0.01",
+            "Option 'strengthh' is not accepted by Reconstruction, which takes prior, ",
         ),
         ("max_steps: 200", "max_step: 200", "model.reconstruction.solver: Option 'max_step' is not accepted by LBFGS"),
         ("max_steps: 200", "max_steps: few", "model.reconstruction.solver.max_steps: expected int, got few"),
@@ -101,6 +101,7 @@ def test_mistakes_in_a_file_name_the_key(
         ("--model.reconstruction.solver=Ridge", "solver: expected Solver (Anderson, "),
         ("--model.reconstruction.solver=elder.models.regularizers.Ridge", "model.reconstruction.solver: "),
         ("--data.acquisition.noise.sigma=a", "data.acquisition.noise.sigma: expected float, got a"),
+        ("--model.optimizer.lr=fast", "model.optimizer.lr: expected float"),
         ("--data.batch_size=two", "data.batch_size: expected int, got two"),
         ("--trainer.accelerator=abacus", "abacus"),
     ],
@@ -124,6 +125,7 @@ def test_a_missing_file_and_one_that_is_no_yaml(refused: Callable[..., str], fin
 
 
 def test_an_earlier_run_is_not_written_over(refused: Callable[..., str], finished: Path) -> None:
+    run("fit", finished, "--trainer.fast_dev_run=1")  # which writes nothing
     message = refused("fit", "--config", str(finished))
     assert "expected no checkpoints of an earlier run" in message
     assert "--ckpt_path last" in message

@@ -40,6 +40,12 @@ class Batch(NamedTuple):
     names: Sequence[str]
 
 
+def volume_and_slice(name: str) -> tuple[str, int] | None:
+    """("file1000000.h5", 12) of the item "file1000000.h5/12"; None for an item that is no slice of a volume."""
+    volume, _, position = name.rpartition("/")
+    return (volume, int(position)) if volume.endswith(".h5") else None
+
+
 def collate(items: Sequence[Item]) -> Item:
     """Stack items; a field that is None in all of them stays None.
 
@@ -170,7 +176,7 @@ class ImagingDataModule(LightningDataModule):
             )
         sampler = KeySampler(data, shuffle, self.seed, n_replicas, rank)
         if trainer:  # on resuming, loader processes ask for keys before Lightning sets the epoch
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore
         return DataLoader(
             data,
             batch_size=batch_size,  # by keyword: Lightning builds the loader of `predict` anew from its arguments

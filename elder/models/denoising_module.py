@@ -15,6 +15,7 @@ from elder.metrics import ImageMean, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
 from elder.models.regularizers.base import Regularizer
 from elder.models.weights import check_weights
+from elder.operators.acquisition import InverseProblem
 
 
 class DenoisingModule(LightningModule):
@@ -37,24 +38,22 @@ class DenoisingModule(LightningModule):
         super().__init__()
         self.denoiser = Denoiser(regularizer)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.val_psnr, self.val_ssim, self.noisy_psnr = ImageMean(), ImageMean(), ImageMean()
+        self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, problem: InverseProblem) -> Tensor:
         """D(y), shape of y."""
-        problem = batch.problem
-        if problem.x is None or problem.y.shape != problem.x.shape or problem.y.dtype != problem.x.dtype:
-            raise ValueError(
-                "DenoisingModule: expected noisy images with their ground truth, got measurements "
-                f"{tuple(problem.y.shape)} {problem.y.dtype}; set `data.acquisition: Denoising`"
-            )
         return self.denoiser(problem.y, problem.sigma)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x = self(batch)
-        loss = (to_channels(x - batch.problem.x)).square().mean()
-        n = len(batch.names)
+        problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
+        x = self(problem)
+        loss = to_channels(x - truth).square().mean()
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"DenoisingModule: the loss is no longer finite at step {self.global_step}; lower the learning rate"
+            )
         self.log("train/loss", loss, batch_size=n)
-        self.log("train/psnr", psnr(x.detach(), batch.problem.x, 1.0).mean(), prog_bar=True, batch_size=n)
+        self.log("train/psnr", psnr(x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -71,12 +70,21 @@ class DenoisingModule(LightningModule):
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        problem, x = batch.problem, self(batch)
-        self.val_psnr(psnr(x, problem.x, 1.0))
-        self.noisy_psnr(psnr(problem.y, problem.x, 1.0))
-        self.val_ssim(ssim_uniform(x, problem.x, 1.0))
-        n = len(batch.names)
-        self.log(f"{split}/psnr", self.val_psnr, prog_bar=True, batch_size=n)
-        self.log(f"{split}/ssim", self.val_ssim, batch_size=n)
-        self.log(f"{split}/psnr_noisy", self.noisy_psnr, batch_size=n)
+        problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
+        x = self(problem)
+        self.psnr(psnr(x, truth, 1.0))
+        self.ssim(ssim_uniform(x, truth, 1.0))
+        self.psnr_noisy(psnr(problem.y, truth, 1.0))
+        self.log(f"{split}/psnr", self.psnr, prog_bar=True, batch_size=n)
+        self.log(f"{split}/ssim", self.ssim, batch_size=n)
+        self.log(f"{split}/psnr_noisy", self.psnr_noisy, batch_size=n)
         return {"noisy": problem.y, "denoised": x}
+
+
+def _ground_truth(problem: InverseProblem) -> Tensor:
+    if problem.x is None or problem.y.shape != problem.x.shape or problem.y.dtype != problem.x.dtype:
+        raise ValueError(
+            "DenoisingModule: expected noisy images with their ground truth, got measurements "
+            f"{tuple(problem.y.shape)} {problem.y.dtype}; set `data.acquisition: Denoising`"
+        )
+    return problem.x

@@ -13,9 +13,9 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from elder.datamodules.base import Batch, ImagingDataModule
+from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
-from elder.metrics import ImageMean, psnr, ssim_uniform
+from elder.metrics import ImageMean, VolumeMetrics, psnr, ssim_uniform
 from elder.models.reconstruction import Reconstruction
 from elder.models.tuning import tune_strength
 from elder.models.weights import check_weights, read_prior
@@ -65,7 +65,7 @@ class ReconstructionModule(LightningModule):
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.val_psnr, self.val_ssim = ImageMean(), ImageMean()
+        self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._last: Solution | None = None
         self._short = {"forward": 0, "backward": 0}
@@ -165,9 +165,16 @@ class ReconstructionModule(LightningModule):
                         "seconds": seconds / len(batch.names),
                     }
                 )
-            values = torch.tensor([row["psnr"] for row in rows if row["method"] == method])
-            self.log(f"test/psnr/{method}", values.mean(), sync_dist=True, batch_size=len(batch.names))
+        if all(volume_and_slice(name) for name in batch.names):
+            self.test_volumes.update(batch.names, images[LEARNED], truth)
         return {"rows": rows, "images": images}
+
+    def on_test_epoch_end(self) -> None:
+        """Metrics of whole volumes, as fastMRI defines them, where the images are slices of volumes."""
+        values = self.test_volumes.compute()
+        self.test_volumes.reset()
+        if not values["psnr"].isnan():
+            self.log_dict({f"test/volume_{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self(batch.problem).x

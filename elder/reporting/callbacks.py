@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from torch import Tensor
 
-from elder.datamodules.base import Batch
+from elder.datamodules.base import Batch, volume_and_slice
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
 from elder.metrics import magnitude
@@ -76,15 +76,20 @@ class TestReport(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows = _gather(self.rows)
-        if not isinstance(pl_module, ReconstructionModule) or not trainer.is_global_zero or not rows:
+        if not isinstance(pl_module, ReconstructionModule) or not rows:
             return
         order = list(dict.fromkeys(row.method for row in rows))
         rows.sort(key=lambda row: (order.index(row.method), row.image))
+        summaries = summarize(rows)
+        for method, summary in summaries.items():  # the same in every process
+            pl_module.log_dict({f"test/psnr/{method}": summary.psnr.mean, f"test/ssim/{method}": summary.ssim.mean})
+        if not trainer.is_global_zero:
+            return
         folder = Path(trainer.default_root_dir)
         write_results(folder / "results.csv", rows)
         (folder / "tuned.json").write_text(json.dumps(pl_module.tuned, indent=2) + "\n")
         console = Console()
-        print_table(summarize(rows), console)
+        print_table(summaries, console)
         for name, values in pl_module.tuned.items():
             console.print(f"{name}: strength {values['strength']:.3g}, tuned on the validation images")
         console.print(f"results: {folder / 'results.csv'}", soft_wrap=True)
@@ -133,7 +138,7 @@ class PredictionWriter(Callback):
     """Writes reconstructions to `predictions/` in the run's folder: HDF5 in the fastMRI submission layout, and PNG.
 
     fastMRI volumes are written in the units of their files and cropped to their reconstruction size; other images
-    as they are, one file each. PNGs show [0, 1] as black to white. In a single process a volume is written as soon as
+    as they are, one file each. A PNG shows [0, 1] as black to white. In a single process a volume is written as soon as
     its last slice is there, so that an interruption loses at most one; several processes write at the end.
     """
 
@@ -145,11 +150,11 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         for name, x in zip(batch.names, outputs, strict=True):
-            volume, _, position = name.partition(".h5/")
-            key, index = (f"{volume}.h5", int(position)) if position else (name, 0)
-            image = magnitude(x).cpu()
-            self.pending.setdefault(key, {})[index] = image.abs() if position else image  # volumes hold magnitudes
-            _write_png(self._folder(trainer) / "png" / f"{name.replace('/', '_')}.png", self.pending[key][index])
+            position = volume_and_slice(name)
+            image = magnitude(x).cpu() if position is None else x.abs().cpu()  # volumes hold magnitudes
+            volume, index = position or (name, 0)
+            self.pending.setdefault(volume, {})[index] = image
+            _write_png(self._folder(trainer) / "png" / f"{name.replace('/', '_')}.png", image)
         if trainer.world_size == 1:
             *complete, _ = self.pending
             self._write(trainer, {name: self.pending.pop(name) for name in complete})

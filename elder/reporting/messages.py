@@ -46,7 +46,7 @@ def configuration_mistake(message: str, known: Sequence[str] = ()) -> str:
             types = [locate(name) for name in _TYPE.findall(line)]
         elif match := re.match("Import path does not correspond|Expected a dot import path string: (.*)", line):
             found = f", got {match[1]}" if match[1] else ""
-            reasons.append(f"expected {_names(_types(place, keys[-1]) if place else types)}{found}")
+            reasons.append(f"expected {_names(_types(place, keys[-1]) or types)}{found}")
         elif line and not _EMPTY.match(line):
             line = _TYPE.sub(lambda match: match[1].rpartition(".")[2], line).replace(". Got value: ", ", got ")
             line = re.sub(r"^Option '(\w+)\.[\w.]+'", r"Option '\1'", line)  # the unknown key, not those below it
@@ -75,9 +75,11 @@ def _accepted(text: str, place: str, known: Sequence[str]) -> str:
 
 
 def _types(place: str, key: str) -> Sequence[Any]:
-    """What a class wants for one of its arguments: the alternatives of its type."""
-    hint = get_type_hints(locate(place).__init__).get(key)  # type: ignore[union-attr]
-    return get_args(hint) or (hint,)
+    """What a class of this package wants for one of its arguments: the alternatives of its type."""
+    if not place.startswith("elder."):
+        return ()
+    hint = get_type_hints(locate(place).__init__).get(key)  # type: ignore
+    return get_args(hint) or ((hint,) if hint else ())
 
 
 def _names(types: Sequence[Any]) -> str:
