@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import torch
+import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 # Imported so that configurations may name their classes without a path.
 import elder.models.networks
@@ -42,6 +43,14 @@ __all__ = ["ElderCLI", "main"]
 
 class ArgumentParser(LightningArgumentParser):
     """Says what is wrong in a line or two, without the usage of all arguments."""
+
+    def parse_path(self, cfg_path: str, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(OSError):  # a missing file is reported below
+            try:
+                yaml.safe_load(Path(cfg_path).read_text())
+            except yaml.YAMLError as error:
+                self.error(f"{cfg_path}: expected YAML, found a mistake: {' '.join(str(error).split()).rstrip('^ :')}")
+        return super().parse_path(cfg_path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error or os.environ.get("ELDER_TRACEBACK"):

@@ -118,8 +118,9 @@ def test_a_missing_file_and_one_that_is_no_yaml(refused: Callable[..., str], fin
     assert refused("fit", "--config", str(tmp_path / "no.yaml")) == (
         f"error: config: File does not exist: '{tmp_path / 'no.yaml'}'"
     )
-    message = refused("fit", "--config", str(changed(finished, tmp_path, "trainer:", "trainer: [")))
-    assert re.search(r"parsing config: .*line \d+, column \d+", message)
+    broken = changed(finished, tmp_path, "trainer:", "trainer: [")
+    message = refused("fit", "--config", str(broken))
+    assert re.search(rf"{re.escape(str(broken))}: expected YAML, found a mistake: .*line \d+, column \d+", message)
     assert "fit, validate, test, predict" in refused("fitt").replace("'", "")
     assert "fit.data, fit.model" in refused("fit")
 
