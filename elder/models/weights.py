@@ -60,7 +60,7 @@ def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> No
     """Write a prior's weights as safetensors, with a few facts about them as its metadata."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in prior.state_dict().items()}
     part = path.with_name(path.name + ".part")
-    safetensors.torch.save_file(state, part, {"about": json.dumps(about, default=str)})
+    part.write_bytes(safetensors.torch.save(state, {"about": json.dumps(about, default=str)}))
     part.replace(path)
 
 

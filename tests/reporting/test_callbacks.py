@@ -122,6 +122,19 @@ def test_reconstructions_are_written_in_the_units_of_their_file(fitted: Path, tm
         np.testing.assert_allclose(pixels, np.clip(found[i] / peak, 0, 1) * 255, atol=0.501)
 
 
+def test_whole_volumes_are_scored_as_the_written_files_would_be(fitted: Path, tmp_path: Path) -> None:
+    run("predict", fitted, last(fitted), f"--run_dir={tmp_path}")
+    run("test", fitted, last(fitted), f"--run_dir={tmp_path}")
+    with h5py.File(fitted.parent / "data" / "singlecoil_test" / "test.h5") as file:
+        reference = file["reconstruction_esc"][()]
+    x = reconstruction(tmp_path / "predictions" / "test.h5")
+    (logged,) = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "test/volume_psnr" in line]
+    assert logged["test/volume_psnr"] == pytest.approx(psnr(x, reference), abs=1e-4)
+    assert logged["test/volume_nmse"] == pytest.approx(np.square(x - reference).sum() / np.square(reference).sum(), 1e-4)
+    rows = [row for row in read_results(tmp_path / "results.csv") if row.method == "learned"]
+    assert logged["test/psnr/learned"] == pytest.approx(np.mean([row.psnr for row in rows]))
+
+
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
 def test_undersampled_volumes_are_reconstructed_though_not_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
