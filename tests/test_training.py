@@ -183,7 +183,7 @@ def test_the_logged_loss_is_the_mean_squared_error(tmp_path: Path) -> None:
     acquisition = CartesianMRI(RandomMask([0.25], [2]), Gaussian(0.01))
     data = FastMRI(acquisition, tmp_path / "data", image_size=None, real_images=True)
     data.setup("fit")
-    sampler = KeySampler(data.train_data, shuffle=True, seed=0, n_replicas=1, rank=0)
+    sampler = KeySampler(data.train_data, seed=0, n_replicas=1, rank=0)
     sampler.set_epoch(1)
     items = collate([data.train_data[key] for key in list(sampler)[:2]])
     problem = acquisition(items.scene, [generator(0, key) for key in items.key])  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 
-FIXED = -1  # the "epoch" of validation, test and prediction: draws that never change
+VALIDATION, TEST = -1, -2  # "epochs" of draws that never change; those of test and prediction are tuned on by nobody
 ORDER = 2  # purpose of the generator that shuffles an epoch
 
 
@@ -81,31 +81,38 @@ def _stack(names: list[str], values: list[Any]) -> Any:
 class KeySampler(DistributedSampler[Key]):
     """Deals the `Key`s of an epoch to the processes in turn.
 
-    Which items an epoch holds, and in which order, depends on (seed, epoch) alone: W processes with batches of b see
-    the same items per step as one with batches of W·b. Training drops the items that cannot be dealt
-    evenly. Evaluation deals all of them, once each, without the padding that would count some images twice.
+    In training, which items an epoch holds, and in which order, depends on (seed, epoch) alone: W processes with
+    batches of b see the same items per step as one with batches of W·b; items that cannot be dealt evenly are dropped.
+    Evaluation deals all items, once each, without the padding that would count some images twice.
+
+    Args:
+        data: What is dealt.
+        seed: Seed of the order.
+        n_replicas: Number of processes.
+        rank: Which of them this is.
+        fixed: In evaluation, the "epoch" of all keys, `VALIDATION` or `TEST`; None in training.
     """
 
-    def __init__(self, data: Dataset, shuffle: bool, seed: int, n_replicas: int, rank: int) -> None:
-        super().__init__(data, n_replicas, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
+    def __init__(self, data: Dataset, seed: int, n_replicas: int, rank: int, fixed: int | None = None) -> None:
+        super().__init__(data, n_replicas, rank, seed=seed, drop_last=True)
+        self.fixed = fixed
         self.n_items = len(data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Key]:
-        if not self.shuffle:
-            return iter([Key(FIXED, i) for i in range(self.rank, self.n_items, self.num_replicas)])
+        if self.fixed is not None:
+            return iter([Key(self.fixed, i) for i in range(self.rank, self.n_items, self.num_replicas)])
         draws = generator(self.seed, Key(self.epoch, 0), ORDER)
         order = torch.randperm(self.n_items, generator=draws).tolist()
-        return iter(
-            [Key(self.epoch, i) for i in order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]]
-        )
+        own = order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]
+        return iter([Key(self.epoch, i) for i in own])
 
     def __len__(self) -> int:
-        return self.num_samples if self.shuffle else len(range(self.rank, self.n_items, self.num_replicas))
+        return self.num_samples if self.fixed is None else len(range(self.rank, self.n_items, self.num_replicas))
 
 
 def generator(seed: int, key: Key, purpose: int = 0) -> torch.Generator:
     """The CPU generator of one item in one epoch; `purpose` separates independent uses: measurement, crop, order."""
-    words = (seed, key.epoch - FIXED, key.index, purpose)
+    words = (seed, key.epoch - VALIDATION, key.index, purpose)
     state = 0
     for word in words:  # splitmix64: neighbouring keys give unrelated streams
         state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -143,16 +150,16 @@ class ImagingDataModule(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_data, self.batch_size, shuffle=True)
+        return self._loader(self.train_data, self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val_data, self.eval_batch_size, shuffle=False)
+        return self._loader(self.val_data, self.eval_batch_size, VALIDATION)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test_data, self.eval_batch_size, shuffle=False)
+        return self._loader(self.test_data, self.eval_batch_size, TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(self.predict_data, self.eval_batch_size, shuffle=False)
+        return self._loader(self.predict_data, self.eval_batch_size, TEST)
 
     def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> Batch:
         generators = [generator(self.seed, key) for key in batch.key]  # type: ignore[union-attr]
@@ -161,20 +168,21 @@ class ImagingDataModule(LightningDataModule):
     def validation_problems(self, device: torch.device) -> list[InverseProblem]:
         """All validation problems, in batches, the same in every process: what parameters are tuned on."""
         self.setup("validate")
-        keys = [Key(FIXED, i) for i in range(len(self.val_data))]  # type: ignore[arg-type]
+        keys = [Key(VALIDATION, i) for i in range(len(self.val_data))]  # type: ignore[arg-type]
         batches = [keys[i : i + self.eval_batch_size] for i in range(0, len(keys), self.eval_batch_size)]
         items = [move_data_to_device(collate([self.val_data[key] for key in batch]), device) for batch in batches]
         return [self.on_after_batch_transfer(item, 0).problem for item in items]
 
-    def _loader(self, data: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
-        trainer = self.trainer
+    def _loader(self, data: Dataset, batch_size: int, fixed: int | None = None) -> DataLoader:
+        """The loader of training data, which is shuffled, or of evaluation data, whose draws are `fixed`."""
+        trainer, training = self.trainer, fixed is None
         n_replicas, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        if shuffle and len(data) < batch_size * n_replicas:  # type: ignore[arg-type]
+        if training and len(data) < batch_size * n_replicas:  # type: ignore[arg-type]
             raise ValueError(
                 f"{type(self).__name__}: expected at least {batch_size * n_replicas} training images (batch_size × "
                 f"processes), found {len(data)}; lower batch_size"  # type: ignore[arg-type]
             )
-        sampler = KeySampler(data, shuffle, self.seed, n_replicas, rank)
+        sampler = KeySampler(data, self.seed, n_replicas, rank, fixed)
         if trainer:  # on resuming, loader processes ask for keys before Lightning sets the epoch
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore
         return DataLoader(
@@ -185,5 +193,5 @@ class ImagingDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            drop_last=shuffle,
+            drop_last=training,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from elder.datamodules.base import FIXED, ImagingDataModule, Item, Key
+from elder.datamodules.base import ImagingDataModule, Item, Key
 from elder.datamodules.fastmri_files import (
     Volume,
     center_crop,
@@ -50,7 +50,7 @@ class FastMRISlices(Dataset[Item]):
         image, kspace, maps = self._scene(volume, volume.kspace(index) / volume.scale)
         mask = None if volume.mask is None else volume.mask[None, None]
         # In evaluation the name of the volume fixes its mask; the collated batch holds a tuple of names.
-        scene = Scene(image, kspace, maps, mask, volume.name if key.epoch == FIXED else None)  # type: ignore[arg-type]
+        scene = Scene(image, kspace, maps, mask, volume.name if key.epoch < 0 else None)  # type: ignore[arg-type]
         return Item(scene, key, f"{volume.name}/{index}")
 
     def _scene(self, volume: Volume, kspace: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -174,7 +174,7 @@ class ReconstructionModule(LightningModule):
         values = self.test_volumes.compute()
         self.test_volumes.reset()
         if not values["psnr"].isnan():
-            self.log_dict({f"test/volume_{name}": value for name, value in values.items()})
+            self.log_dict({f"test/volume_{name}": value for name, value in values.items()}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self(batch.problem).x

@@ -82,7 +82,8 @@ class TestReport(Callback):
         rows.sort(key=lambda row: (order.index(row.method), row.image))
         summaries = summarize(rows)
         for method, summary in summaries.items():  # the same in every process
-            pl_module.log_dict({f"test/psnr/{method}": summary.psnr.mean, f"test/ssim/{method}": summary.ssim.mean})
+            means = {f"test/psnr/{method}": summary.psnr.mean, f"test/ssim/{method}": summary.ssim.mean}
+            pl_module.log_dict(means, sync_dist=True)
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)

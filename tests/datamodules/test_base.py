@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elder.datamodules.base import FIXED, ImagingDataModule, Item, Key, KeySampler, collate, generator
+from elder.datamodules.base import VALIDATION, ImagingDataModule, Item, Key, KeySampler, collate, generator
 from elder.operators import CartesianMRI, Denoising, Gaussian, RandomMask
 from elder.operators.acquisition import Acquisition, Scene
 
@@ -35,7 +35,9 @@ class RampData(ImagingDataModule):
 
 def deal(n: int, world_size: int, shuffle: bool, epoch: int = 0, seed: int = 0) -> list[list[Key]]:
     """The keys of every process."""
-    samplers = [KeySampler(Ramps(n), shuffle, seed, world_size, rank) for rank in range(world_size)]
+    samplers = [
+        KeySampler(Ramps(n), seed, world_size, rank, None if shuffle else VALIDATION) for rank in range(world_size)
+    ]
     for sampler in samplers:
         sampler.set_epoch(epoch)
         assert len(sampler) == len(list(sampler))
@@ -49,7 +51,7 @@ def deal(n: int, world_size: int, shuffle: bool, epoch: int = 0, seed: int = 0) 
 @pytest.mark.parametrize("n", [1, 2, 7, 9])
 def test_evaluation_deals_every_item_once(n: int, world_size: int) -> None:
     keys = [key for part in deal(n, world_size, shuffle=False, epoch=3) for key in part]
-    assert sorted(keys) == [Key(FIXED, i) for i in range(n)]
+    assert sorted(keys) == [Key(VALIDATION, i) for i in range(n)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -83,7 +85,7 @@ def test_no_two_items_share_their_random_numbers() -> None:
     keys = [
         (seed, Key(epoch, index), purpose)
         for seed in (0, 1, 2, 1000)
-        for epoch in (FIXED, 0, 1, 2, 50)
+        for epoch in (VALIDATION, 0, 1, 2, 50)
         for index in range(200)
         for purpose in (0, 1)
     ]
@@ -100,7 +102,7 @@ def test_the_random_numbers_of_an_item_are_for_ever() -> None:
     assert torch.corrcoef(torch.cat((uniform[:-1], uniform[1:]), 1).T)[0, 1].abs() < 0.07
 
 
-_EXAMPLES = [(0, Key(FIXED, 0), 0), (0, Key(0, 1), 0), (7, Key(12, 3), 1)]
+_EXAMPLES = [(0, Key(VALIDATION, 0), 0), (0, Key(0, 1), 0), (7, Key(12, 3), 1)]
 
 
 def _state(*words: int) -> int:
@@ -148,7 +150,7 @@ _KINDS: dict[str, Tensor | None] = {"under": None, "full": torch.zeros(1, 2, 2)}
 def problems(data: RampData, n_workers: int, batch_size: int, world_size: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, measurements and Aᴴ1 of every validation problem."""
     for rank in range(world_size):
-        sampler = KeySampler(data.val_data, False, data.seed, world_size, rank)
+        sampler = KeySampler(data.val_data, data.seed, world_size, rank, VALIDATION)
         loader = DataLoader(
             data.val_data, batch_size=batch_size, sampler=sampler, collate_fn=collate, num_workers=n_workers
         )
@@ -199,3 +201,13 @@ def test_a_batch_larger_than_the_training_set_is_refused() -> None:
         ValueError, match=r"RampData: expected at least 8 training images .*, found 7; lower batch_size"
     ):
         data.train_dataloader()
+
+
+def test_nothing_is_tuned_on_the_draws_of_the_test() -> None:
+    data = RampData(Denoising(Gaussian(0.1)), 1, 5, 0, seed=0)
+    data.setup("fit")
+    data.test_data = data.val_data
+    (validation,), (test,) = ([*loader] for loader in (data.val_dataloader(), data.test_dataloader()))
+    assert [key.index for key in validation.key] == [key.index for key in test.key]
+    measured = [data.on_after_batch_transfer(batch, 0).problem.y for batch in (validation, test)]
+    assert not torch.equal(*measured)

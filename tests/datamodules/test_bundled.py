@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from elder.datamodules.base import FIXED, Item, Key
+from elder.datamodules.base import VALIDATION, Item, Key
 from elder.datamodules.bundled import SIZE, VOLUMES, BundledMRI, Head, cache_folder
 from elder.operators.masks import EquispacedFractionMask
 from elder.operators.mri import CartesianMRI
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def items(data: BundledMRI, split: str) -> list[Item]:
     part = getattr(data, f"{split}_data")
-    return [part[Key(FIXED, i)] for i in range(len(part))]
+    return [part[Key(VALIDATION, i)] for i in range(len(part))]
 
 
 def test_splits_of_the_head_are_apart() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.datamodules.base import FIXED, Key
+from elder.datamodules.base import VALIDATION, Key
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_files import list_volumes, read_volume, root_sum_of_squares
 from elder.datamodules.fastmri_writing import write_volume
@@ -34,7 +34,7 @@ def folder_of(root: Path, split: str, challenge: str = "singlecoil") -> Path:
 
 def scene_of(data: FastMRI, split: str, index: int = 0):
     data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-    return getattr(data, f"{split}_data")[Key(FIXED, index)].scene
+    return getattr(data, f"{split}_data")[Key(VALIDATION, index)].scene
 
 
 # Scenes
@@ -144,7 +144,7 @@ def test_one_slice_is_read_and_the_file_closed(tmp_path: Path, monkeypatch: pyte
     data.setup("validate")
     assert [name for name, _ in read] == ["/ismrmrd_header"]
     read.clear()
-    data.val_data[Key(FIXED, 3)]
+    data.val_data[Key(VALIDATION, 3)]
     assert read == [("/kspace", (8, 8))]
     with h5py.File(path, "a") as file:  # HDF5 refuses this while the file is open for reading
         assert "kspace" in file
@@ -188,7 +188,7 @@ def test_training_scenes_are_not_bound_to_their_volume(tmp_path: Path) -> None:
     data = FastMRI(ACQUISITION, tmp_path, image_size=None)
     data.setup("fit")
     assert data.train_data[Key(0, 0)].scene.volume is None
-    assert data.val_data[Key(FIXED, 0)].scene.volume == "a.h5"
+    assert data.val_data[Key(VALIDATION, 0)].scene.volume == "a.h5"
 
 
 def test_training_subsets_depend_on_the_seed_alone(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_perfect_reconstruction_is_written_as_the_reference(tmp_path: Path) ->
     write_volume(path, 1e-4 * random_kspace(3, 12, 8), "CORPD_FBK", "p1", recon_size=(6, 6))
     data = FastMRI(ACQUISITION, tmp_path, image_size=(8, 8))
     data.setup("predict")
-    images = torch.cat([data.predict_data[Key(FIXED, i)].scene.image for i in range(3)])
+    images = torch.cat([data.predict_data[Key(VALIDATION, i)].scene.image for i in range(3)])
     data.write_reconstructions(tmp_path / "out", {"a.h5": images})
     with h5py.File(path) as file, h5py.File(tmp_path / "out" / "a.h5") as written:
         assert list(written) == ["reconstruction"]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elder.datamodules.base import FIXED, Batch, ImagingDataModule, Item, Key
+from elder.datamodules.base import VALIDATION, Batch, ImagingDataModule, Item, Key
 from elder.datamodules.image_files import Folder, Stack
 from elder.datamodules.images import BSD, BSD68, HELD_OUT, CentreCrop, ImageDataset, Images, RandomPatch
 from elder.operators.elementary import Denoising
@@ -147,7 +147,7 @@ def test_module_shapes(tmp_path: Path) -> None:
     assert next(iter(module.train_dataloader())).scene.image.shape == (2, 3, 8, 8)
     val = next(iter(module.val_dataloader()))
     assert val.scene.image.shape == (3, 3, 10, 10)
-    assert val.key == [Key(FIXED, i) for i in range(3)]
+    assert val.key == [Key(VALIDATION, i) for i in range(3)]
     assert val.name == ["00.png", "01.png", "02.png"]
     source = read(tmp_path / "val" / "01.png", color=True)
     np.testing.assert_array_equal(val.scene.image[1].numpy(), source[:, 1:11, 2:12])
