@@ -33,7 +33,7 @@ import elder.solvers  # noqa: F401
 from elder.datamodules.base import ImagingDataModule
 from elder.models.denoising_module import DenoisingModule
 from elder.models.reconstruction_module import ReconstructionModule
-from elder.models.weights import read_prior, write_prior
+from elder.models.weights import read_prior, read_scalars, write_prior
 from elder.reporting.callbacks import ImagePanel, PredictionWriter, SaveConfig, TestReport
 from elder.reporting.messages import configuration_mistake, first_cause
 from elder.reporting.metrics_log import MetricsLog
@@ -57,8 +57,28 @@ class ArgumentParser(LightningArgumentParser):
             super().error(message, ex)
         known = [action.dest for action in getattr(ex, "subcommand_parser", self)._actions]
         sys.stderr.write(f"error: {configuration_mistake(message, known)}\n")
-        sys.stderr.write("Every argument with its type and meaning: --help, --print_config\n")
+        sys.stderr.write(
+            "Every argument and its meaning: --help, --model.help CLASS, --data.help CLASS, --print_config\n"
+        )
         raise SystemExit(2)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best score when a run is resumed after its folder was moved: Lightning would forget it, and write over
+    the best checkpoint.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = Path(self.dirpath or "") / Path(state_dict["best_model_path"]).name
+        if best.is_file():
+            score = state_dict["best_model_score"]
+            state_dict = state_dict | {
+                "dirpath": self.dirpath,
+                "best_model_path": str(best),
+                "kth_best_model_path": str(best),
+                "best_k_models": {str(best): score},
+            }
+        super().load_state_dict(state_dict)
 
 
 class ElderCLI(LightningCLI):
@@ -72,7 +92,7 @@ class ElderCLI(LightningCLI):
             help="Folder of the run: configuration, checkpoints, metrics, results and pictures.",
         )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.set_defaults(
             {
@@ -93,6 +113,14 @@ class ElderCLI(LightningCLI):
         if rank_zero_only.rank or self._get(self.config, "trainer.fast_dev_run"):
             return
         folder, path = Path(_checkpoint_folder(self._run_dir)), self._get(self.config, "ckpt_path")
+        try:
+            Path(self._run_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"run_dir: expected a folder that exists or can be made, got {error}; choose another"
+            ) from None
+        if path is None and self.subcommand in ("test", "predict"):
+            rank_zero_info(f"no --ckpt_path: {self.subcommand} uses the weights that the model starts from")
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
             rank_zero_info(f"{folder}: no checkpoint to resume from yet; this is the beginning")
         elif path is not None:
@@ -136,6 +164,7 @@ class ElderCLI(LightningCLI):
         if (prior := _prior(self.model)) is not None:
             prior.load_state_dict(read_prior(Path(best.best_model_path)))
             facts = {best.monitor: value, "seed": int(self._get(self.config, "seed_everything"))}
+            facts |= read_scalars(Path(best.best_model_path))
             write_prior(Path(self._run_dir) / "regularizer.safetensors", prior, facts)
         rank_zero_info(f"best checkpoint: {os.path.relpath(best.best_model_path)} ({best.monitor} {value:.2f})")
 
@@ -168,10 +197,12 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"callbacks": [TestReport(), ImagePanel(), PredictionWriter()]},
             args=args,
         )
-    except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
+    except Exception as error:
         if os.environ.get("ELDER_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {first_cause(error)}\nFor the traceback: ELDER_TRACEBACK=1\n")
+        expected = isinstance(error, (ValueError, OSError, FloatingPointError, MisconfigurationException))
+        kind = "" if expected else f"{type(error).__name__}: "
+        sys.stderr.write(f"error: {kind}{first_cause(error)}\nFor the traceback: ELDER_TRACEBACK=1\n")
         raise SystemExit(1) from None
 
 
@@ -217,7 +248,7 @@ def _prior(model: LightningModule) -> torch.nn.Module | None:
 
 def _progress_bar() -> Callback:
     """A live bar on a terminal, plain lines in a log file."""
-    return RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=10)
+    return RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=2)
 
 
 def _loggers(run_dir: str, fit: bool) -> list[Logger]:

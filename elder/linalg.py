@@ -68,4 +68,4 @@ def full_precision(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _complex(u: Tensor) -> Tensor:
-    return u if u.is_complex() else torch.complex(u, torch.zeros_like(u))
+    return u.resolve_conj() if u.is_complex() else torch.complex(u, torch.zeros_like(u))

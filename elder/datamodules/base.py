@@ -73,7 +73,7 @@ def _stack(names: list[str], values: list[Any]) -> Any:
         if value.shape != values[0].shape:
             raise ValueError(
                 f"batch: expected images of one size, got {tuple(values[0].shape)} from {names[0]} and "
-                f"{tuple(value.shape)} from {name}; set a patch or crop size, or batch_size: 1"
+                f"{tuple(value.shape)} from {name}; set a patch or crop size, or (eval_)batch_size: 1"
             )
     return torch.stack(values)
 

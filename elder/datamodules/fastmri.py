@@ -175,7 +175,7 @@ class FastMRI(ImagingDataModule):
         raise FileNotFoundError(f"{self._folder('test')}: expected a volume {name}, found none; check the data root")
 
     def write_reconstructions(self, folder: Path, volumes: Mapping[str, Tensor]) -> None:
-        """Write |x| in the layout of a fastMRI submission: a file per volume, in its units, cropped to its recon size.
+        """Write x, by magnitude if complex, in the layout of a fastMRI submission: a file per volume, in its units, cropped to its recon size.
 
         Args:
             folder: Where the files go; made if need be.
@@ -193,7 +193,8 @@ class FastMRI(ImagingDataModule):
                     f"{name}: expected reconstructions ({volume.n_slices}, H, W) of its {volume.n_slices} slices, got "
                     f"{tuple(images.shape)}; reconstruct all slices of the volume"
                 )
-            write_reconstruction(folder / name, center_crop(images.abs() * volume.scale, volume.recon_size[:2]))
+            values = images.abs() if images.is_complex() else images
+            write_reconstruction(folder / name, center_crop(values * volume.scale, volume.recon_size[:2]))
 
     def _folder(self, split: str) -> Path:
         return self.root / f"{self.challenge}_{split}"

@@ -161,7 +161,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
             yield file
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected a fastMRI volume, found no file; check the path") from None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py raises either where a file is damaged
         raise OSError(f"{path}: expected a complete HDF5 file, found: {error}; copy or download it again") from error
 
 

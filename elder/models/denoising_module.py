@@ -63,7 +63,7 @@ class DenoisingModule(LightningModule):
         return self._evaluate(batch, "test")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_weights(self, checkpoint["state_dict"], "checkpoint")
+        check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

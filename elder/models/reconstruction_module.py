@@ -180,7 +180,7 @@ class ReconstructionModule(LightningModule):
         return self(batch.problem).x
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_weights(self, checkpoint["state_dict"], "checkpoint")
+        check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
 
     def _timed(self, reconstruct: Any, problem: InverseProblem) -> tuple[Solution, float]:
         self._synchronize()

@@ -56,6 +56,13 @@ def read_prior(path: Path) -> dict[str, Tensor]:
     raise ValueError(f"{path}: expected a prior under {' or '.join(_PREFIXES)}, found {found}")
 
 
+def read_scalars(path: Path) -> dict[str, float]:
+    """Strength λ and noise level σ of the reconstruction in a Lightning checkpoint, as far as it has them."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    names = {"strength": "reconstruction.log_strength", "sigma": "reconstruction.log_sigma"}
+    return {name: float(state[key].exp()) for name, key in names.items() if key in state}
+
+
 def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> None:
     """Write a prior's weights as safetensors, with a few facts about them as its metadata."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in prior.state_dict().items()}

@@ -152,7 +152,7 @@ class PredictionWriter(Callback):
     ) -> None:  # fmt: skip
         for name, x in zip(batch.names, outputs, strict=True):
             position = volume_and_slice(name)
-            image = magnitude(x).cpu() if position is None else x.abs().cpu()  # volumes hold magnitudes
+            image = magnitude(x).cpu()
             volume, index = position or (name, 0)
             self.pending.setdefault(volume, {})[index] = image
             _write_png(self._folder(trainer) / "png" / f"{name.replace('/', '_')}.png", image)
@@ -177,7 +177,7 @@ class PredictionWriter(Callback):
             if isinstance(data, FastMRI):
                 data.write_reconstructions(folder, {name: images[:, 0]})
             else:
-                path = folder / f"{Path(name).stem}.h5"
+                path = folder / f"{name}.h5"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_reconstruction(path, images.flatten(0, 1))
 

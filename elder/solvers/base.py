@@ -177,8 +177,8 @@ class Solver(ABC, Generic[S]):
     def _check_finite(self, state: S, step: int) -> None:
         if not state.residual.isfinite().all():
             raise FloatingPointError(
-                f"{type(self).__name__}: the iterate is no longer finite at step {step}; the iteration diverges. "
-                "Use a smaller step_size or strength, or a descent solver (LBFGS, BacktrackingProximalGradient)"
+                f"{type(self).__name__}: the iterate is no longer finite at step {step}; weights or measurements are not "
+                "finite, or the iteration diverges: lower its step_size, the strength or the learning rate"
             )
 
 

@@ -5,8 +5,9 @@ The inner product is Re⟨·,·⟩: a complex system is the real one of twice th
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,10 +18,14 @@ from elder.solvers.base import LinearMap, LinearSolution, LinearSolver
 
 @dataclass(frozen=True)
 class _Krylov(LinearSolver):
-    """Hyper-parameters of all Krylov methods.
+    """Cycles of a Krylov method, each started from, and judged by, the true residual b − Mx.
+
+    The residual that a short recurrence carries along drifts from the true one, in single precision by orders of
+    magnitude; one product a cycle finds out, and the next cycle mends it. An update that does not lower the residual of
+    a sample is not used, and ends the sample: M is singular, or not of the kind that the method is for.
 
     Args:
-        max_steps: Largest number of products with M.
+        max_steps: Largest number of products with M; the last is spent on the true residual.
         tol: A sample has converged when ‖b − Mx‖ ≤ tol · ‖b‖.
     """
 
@@ -32,9 +37,41 @@ class _Krylov(LinearSolver):
             name = type(self).__name__
             raise ValueError(f"{name}: expected max_steps >= 1 and tol >= 0, got {self.max_steps} and {self.tol}")
 
+    @property
+    def _cycle_length(self) -> int:
+        return self.max_steps
+
+    @abstractmethod
+    def _cycle(self, matvec: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> _Cycle:
+        """Lower ‖r − Mu‖ to the target, (B,), from u = 0 in at most `size` products, for the active samples."""
+
+    @final
+    def __call__(self, matvec: LinearMap, b: Tensor) -> LinearSolution:
+        first = residual = norm(b)
+        x, r, active = torch.zeros_like(b), b, first > self.tol * first
+        n_products, left = torch.zeros_like(first), self.max_steps
+        while left > 0 and active.any():
+            size = min(self._cycle_length, max(left - 1, 1))
+            cycle = self._cycle(matvec, r, active, 0.95 * self.tol * first, size)
+            candidate = x + cycle.update
+            remainder = b - matvec(candidate)
+            better = active & (norm(remainder) < residual)
+            x = torch.where(per_sample(better, b), candidate, x)
+            r = torch.where(per_sample(better, b), remainder, r)
+            residual = torch.where(better, norm(remainder), residual)
+            left, n_products = left - cycle.n_steps - 1, n_products + cycle.n_products + active
+            active = better & (residual > self.tol * first)
+        return LinearSolution(x, _divide(residual, first), n_products, residual <= self.tol * first)
+
     def _check_finite(self, product: Tensor) -> None:
         if not product.isfinite().all():
             raise FloatingPointError(f"{type(self).__name__}: a product is not finite; the matrix has NaN or Inf")
+
+
+class _Cycle(NamedTuple):
+    update: Tensor
+    n_steps: int
+    n_products: Tensor  # per sample, (B,)
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -52,27 +89,22 @@ class ConjugateGradient(_Krylov):
 
     needs_symmetry: ClassVar[bool] = True
 
-    def __call__(self, matvec: LinearMap, b: Tensor) -> LinearSolution:
-        x, r, p = torch.zeros_like(b), b, b
-        rr = inner(b, b)
-        target = self.tol**2 * rr
-        first, active = rr, rr > 0
-        n_products = torch.zeros_like(rr)
-        for _ in range(self.max_steps):
-            if not active.any():
-                break
+    def _cycle(self, matvec: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> _Cycle:
+        x, p, rr = torch.zeros_like(r), r, inner(r, r)
+        n_products, step = torch.zeros_like(rr), 0
+        while step < size and active.any():
             Mp = matvec(p)
             self._check_finite(Mp)
-            n_products = n_products + active
+            step, n_products = step + 1, n_products + active
             curvature = inner(p, Mp)
             active = active & (curvature > 0)
             alpha = torch.where(active, _divide(rr, curvature), 0)
-            x = x + per_sample(alpha, b) * p
-            r = r - per_sample(alpha, b) * Mp
+            x = x + per_sample(alpha, r) * p
+            r = r - per_sample(alpha, r) * Mp
             previous, rr = rr, torch.where(active, inner(r, r), rr)
-            p = r + per_sample(_divide(rr, previous), b) * p
-            active = active & (rr > target)
-        return LinearSolution(x, _divide(rr, first).sqrt(), n_products, rr <= target)
+            p = r + per_sample(_divide(rr, previous), r) * p
+            active = active & (rr > target**2)
+        return _Cycle(x, step, n_products)
 
 
 @dataclass(frozen=True)
@@ -81,38 +113,34 @@ class MINRES(_Krylov):
 
     needs_symmetry: ClassVar[bool] = True
 
-    def __call__(self, matvec: LinearMap, b: Tensor) -> LinearSolution:
-        first = norm(b)
-        x, w, w_old, v_old = (torch.zeros_like(b) for _ in range(4))
-        v = b * per_sample(_divide(torch.ones_like(first), first), b)
-        beta, eta = torch.zeros_like(first), first
-        c_old, c, s_old, s = torch.ones_like(first), torch.ones_like(first), beta, beta
-        active = first > 0
-        n_products = torch.zeros_like(first)
-        for _ in range(self.max_steps):
-            if not active.any():
-                break
+    def _cycle(self, matvec: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> _Cycle:
+        eta = norm(r)
+        ones, zeros = torch.ones_like(eta), torch.zeros_like(eta)
+        x, w, w_old, v_old = (torch.zeros_like(r) for _ in range(4))
+        v = r * per_sample(_divide(ones, eta), r)
+        c_old, c, s_old, s, beta = ones, ones, zeros, zeros, zeros
+        n_products, step = zeros, 0
+        while step < size and active.any():
             Mv = matvec(v)
             self._check_finite(Mv)
-            n_products = n_products + active
+            step, n_products = step + 1, n_products + active
             # Lanczos: M v = β v_old + α v + β₊ v₊
             alpha = inner(v, Mv)
-            v_new = Mv - per_sample(alpha, b) * v - per_sample(beta, b) * v_old
+            v_new = Mv - per_sample(alpha, r) * v - per_sample(beta, r) * v_old
             beta_new = norm(v_new)
             # QR of the tridiagonal matrix by Givens rotations (c, s)
             delta = c * alpha - c_old * s * beta
             rho = torch.hypot(delta, beta_new)
             rho_2, rho_3 = s * alpha + c_old * c * beta, s_old * beta
             c_old, c, s_old, s = c, _divide(delta, rho), s, _divide(beta_new, rho)
-            w_new = (v - per_sample(rho_3, b) * w_old - per_sample(rho_2, b) * w) * per_sample(
-                _divide(torch.ones_like(rho), rho), b
-            )
-            x = x + per_sample(torch.where(active, c * eta, 0), b) * w_new
-            eta = torch.where(active, -s * eta, eta)
-            v_old, v = v, v_new * per_sample(_divide(torch.ones_like(rho), beta_new), b)
+            w_new = v - per_sample(rho_3, r) * w_old - per_sample(rho_2, r) * w
+            w_new = w_new * per_sample(_divide(ones, rho), r)
+            x = x + per_sample(torch.where(active, c * eta, 0), r) * w_new
+            eta = -s * eta
+            v_old, v = v, v_new * per_sample(_divide(ones, beta_new), r)
             w_old, w, beta = w, w_new, beta_new
-            active = active & (eta.abs() > self.tol * first) & (rho > 0)
-        return LinearSolution(x, _divide(eta.abs(), first), n_products, eta.abs() <= self.tol * first)
+            active = active & (eta.abs() > target)
+        return _Cycle(x, step, n_products)
 
 
 @dataclass(frozen=True)
@@ -127,21 +155,11 @@ class GMRES(_Krylov):
 
     restart: int = 30
 
-    def __call__(self, matvec: LinearMap, b: Tensor) -> LinearSolution:
-        first = norm(b)
-        x, r, residual = torch.zeros_like(b), b, first
-        n_products, left = torch.zeros_like(first), self.max_steps
-        while left > 0 and (residual > self.tol * first).any():
-            active = residual > self.tol * first
-            n_steps, update, change, cost = self._cycle(matvec, r, active, self.tol * first, min(left, self.restart))
-            x, r = x + update, r - change
-            left, n_products, residual = left - n_steps, n_products + cost, norm(r)
-        return LinearSolution(x, _divide(residual, first), n_products, residual <= self.tol * first)
+    @property
+    def _cycle_length(self) -> int:
+        return self.restart
 
-    def _cycle(
-        self, matvec: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int
-    ) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Minimise ‖r − Mu‖ over a Krylov space: its dimension, u, Mu, and the products each sample has used."""
+    def _cycle(self, matvec: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> _Cycle:
         beta = norm(r) * active
         basis = [_real(r * per_sample(_divide(active.to(beta), norm(r)), r))]
         hessenberg = beta.new_zeros(len(beta), size + 1, size)
@@ -179,12 +197,8 @@ class GMRES(_Krylov):
         R = triangle[:, :n, :n]
         singular = torch.diagonal(R, dim1=1, dim2=2) == 0  # an exhausted Krylov space adds nothing
         R = R + torch.diag_embed(singular.to(R))
-        y = torch.linalg.solve_triangular(R, rhs[:, :n, None], upper=True)[..., 0]
-        update = torch.einsum("bkn,bk->bn", torch.stack(basis[:n], 1), y)
-        change = torch.einsum(
-            "bkn,bk->bn", torch.stack(basis, 1), torch.einsum("bkj,bj->bk", hessenberg[:, : n + 1, :n], y)
-        )
-        return n, _like(update, r), _like(change, r), cost
+        y = torch.linalg.solve_triangular(R, rhs[:, :n].masked_fill(singular, 0)[..., None], upper=True)[..., 0]
+        return _Cycle(_like(torch.einsum("bkn,bk->bn", torch.stack(basis[:n], 1), y), r), n, cost)
 
 
 def _real(u: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def test_pictures_are_reconstructed_under_their_names(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(resolved))
     run("predict", config)
     for i, shape in enumerate([(16, 24), (18, 16)]):
-        assert reconstruction(tmp_path / "run" / "predictions" / f"picture {i}.h5").shape == (3, *shape)
+        assert reconstruction(tmp_path / "run" / "predictions" / f"picture {i}.png.h5").shape == (3, *shape)
         pixels = np.asarray(Image.open(tmp_path / "run" / "predictions" / "png" / f"picture {i}.png.png"))
         assert pixels.shape == (*shape, 3)
 

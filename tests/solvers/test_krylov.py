@@ -76,6 +76,28 @@ def test_zero_right_hand_side_and_easy_samples_cost_nothing(name):
     assert (nothing.n_products == 0).all() and nothing.converged.all() and (nothing.x == 0).all()
 
 
+@pytest.mark.parametrize("name", ["minres", "gmres"])
+def test_singular_systems_are_not_called_solved(name):
+    for diagonal in ([0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]):
+        for dtype in (torch.float32, torch.float64):
+            M, b = torch.tensor([diagonal], dtype=dtype), torch.ones(1, 4, dtype=dtype)
+            solution = type(SOLVERS[name])(50, 1e-3)(lambda u, M=M: M * u, b)
+            assert not solution.converged.any()
+            assert solution.residual == pytest.approx((norm(b - M * solution.x) / norm(b)).item(), rel=1e-5)
+            assert solution.residual <= 1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_single_precision_reports_the_true_residual(name):
+    Q, _ = torch.linalg.qr(draw(200, 200))
+    M = ((Q * torch.logspace(0, -4, 200).double()) @ Q.T).float()[None]
+    b = draw(1, 200, seed=3).float()
+    solution = type(SOLVERS[name])(400, 1e-3)(lambda u: (M @ u[..., None])[..., 0], b)
+    residual = norm(b - (M @ solution.x[..., None])[..., 0]) / norm(b)
+    assert solution.residual.item() == pytest.approx(residual.item(), rel=1e-2)
+    assert not solution.converged or residual <= 1.01e-3
+
+
 def test_conjugate_gradients_report_negative_curvature():
     M = torch.diag_embed(torch.tensor([[1.0, 2.0, 3.0], [1.0, -2.0, 3.0]])).double()
     solution = ConjugateGradient(50, 1e-10)(lambda u: (M @ u[..., None])[..., 0], torch.ones(2, 3).double())

@@ -1,0 +1,31 @@
+"""Pre-training minimises what it says."""
+
+import pytest
+import torch
+
+from elder.datamodules.base import Batch, Key
+from elder.models.denoising_module import DenoisingModule
+from elder.models.regularizers import TotalVariation
+from elder.operators import Identity, InverseProblem
+
+
+def batch(y: torch.Tensor, x: torch.Tensor) -> Batch:
+    return Batch(InverseProblem(Identity(), y, x, torch.full((len(x),), 0.1)), [Key(0, 0)] * len(x), ["a"] * len(x))
+
+
+def test_the_loss_is_the_mean_squared_error_of_the_denoised_image():
+    module = DenoisingModule(TotalVariation(0.1))
+    x, y = torch.rand(2, 1, 8, 9), torch.rand(2, 1, 8, 9)
+    expected = (y - module.denoiser.regularizer.grad(y) - x).square().mean()
+    assert module.training_step(batch(y, x), 0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_measurements_that_are_no_images_are_refused():
+    with pytest.raises(ValueError, match="expected noisy images .* set `data.acquisition: Denoising`"):
+        DenoisingModule(TotalVariation()).training_step(batch(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 8, 8)), 0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    y = torch.full((1, 1, 4, 4), torch.nan)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        DenoisingModule(TotalVariation()).training_step(batch(y, torch.zeros(1, 1, 4, 4)), 0)
