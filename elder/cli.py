@@ -64,8 +64,9 @@ class ArgumentParser(LightningArgumentParser):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best score when a run is resumed after its folder was moved: Lightning would forget it, and write over
-    the best checkpoint.
+    """Keeps the best score when a run is resumed after its folder was moved.
+
+    Lightning would forget it, and write over the best checkpoint.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -175,7 +175,9 @@ class FastMRI(ImagingDataModule):
         raise FileNotFoundError(f"{self._folder('test')}: expected a volume {name}, found none; check the data root")
 
     def write_reconstructions(self, folder: Path, volumes: Mapping[str, Tensor]) -> None:
-        """Write x, by magnitude if complex, in the layout of a fastMRI submission: a file per volume, in its units, cropped to its recon size.
+        """Write x, by magnitude if complex, in the layout of a fastMRI submission.
+
+        A file per volume, in its units, cropped to its recon size.
 
         Args:
             folder: Where the files go; made if need be.

@@ -50,14 +50,14 @@ class Server:
             self.requests.append((wanted, 0))
             return handler.send_error(416)
         body = self.content[start:]
+        sent = body[: self.breaks.pop(0)] if self.breaks else body
+        self.requests.append((wanted, len(sent)))  # before the client can be done with the answer
         handler.send_response(200 if start is None else 206)
         if start is not None:
             handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         if self.lengths:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        sent = body[: self.breaks.pop(0)] if self.breaks else body
-        self.requests.append((wanted, len(sent)))
         handler.wfile.write(sent)
         return None
 

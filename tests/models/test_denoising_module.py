@@ -13,6 +13,7 @@ def batch(y: torch.Tensor, x: torch.Tensor) -> Batch:
     return Batch(InverseProblem(Identity(), y, x, torch.full((len(x),), 0.1)), [Key(0, 0)] * len(x), ["a"] * len(x))
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_the_loss_is_the_mean_squared_error_of_the_denoised_image():
     module = DenoisingModule(TotalVariation(0.1))
     x, y = torch.rand(2, 1, 8, 9), torch.rand(2, 1, 8, 9)
@@ -21,7 +22,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_denoised_image():
 
 
 def test_measurements_that_are_no_images_are_refused():
-    with pytest.raises(ValueError, match="expected noisy images .* set `data.acquisition: Denoising`"):
+    with pytest.raises(ValueError, match=r"expected noisy images .* set `data.acquisition: Denoising`"):
         DenoisingModule(TotalVariation()).training_step(batch(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 8, 8)), 0)
 
 
