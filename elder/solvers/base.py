@@ -177,8 +177,8 @@ class Solver(ABC, Generic[S]):
     def _check_finite(self, state: S, step: int) -> None:
         if not state.residual.isfinite().all():
             raise FloatingPointError(
-                f"{type(self).__name__}: the iterate is no longer finite at step {step}; weights or data are not finite, "
-                "or the iteration diverges: lower its step_size, the strength or the learning rate"
+                f"{type(self).__name__}: the iterate is no longer finite at step {step}; weights or data are not "
+                "finite, or the iteration diverges: lower its step_size, the strength or the learning rate"
             )
 
 
