@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -217,3 +218,18 @@ def test_solves_that_fall_short_are_counted_and_warned_about(tmp_path: Path, for
         assert (line["backward/residual"] > 1e-2) == (line["backward/unconverged"] > 0)
     total = "{:.0f} forward and {:.0f} backward".format(*(sum(values) for values in counts.values()))
     assert any(f"epoch 0: {total} solves fell short" in str(warning.message) for warning in warned)
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    run("fit", config)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    last, best = (tmp_path / "moved" / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = (value for key, value in checkpoint["callbacks"].items() if key.startswith("BestCheckpoint"))
+    state["best_model_score"] = torch.tensor(99.0)  # nothing that follows is better
+    torch.save(checkpoint, last)
+    before = best.read_bytes()
+    run("fit", config, f"--run_dir={tmp_path / 'moved'}", "--ckpt_path=last", "--trainer.max_epochs=3")
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert best.read_bytes() == before

@@ -21,6 +21,7 @@ from elder.operators.masks import (
     MaskFunction,
     RandomMask,
 )
+from tests.properties import concrete_subclasses
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fastmri_masks.json").read_text())["cases"]
 FAMILIES = {
@@ -47,6 +48,7 @@ def test_equals_fastmri(case: dict[str, Any]) -> None:
 def test_all_golden_cases_are_there() -> None:
     assert len(GOLDEN) == 115
     assert {case["mask_type"] for case in GOLDEN} == set(FAMILIES)
+    assert set(FAMILIES.values()) == concrete_subclasses(MaskFunction)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values())
