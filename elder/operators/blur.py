@@ -128,9 +128,11 @@ class SuperResolution(LinearOperator):
 
 
 def _circulant(transfer: Tensor, u: Tensor) -> Tensor:
-    """F⁻¹ diag(transfer) F u, real for real u: the transfer functions here belong to real kernels."""
-    v = torch.fft.ifft2(transfer * torch.fft.fft2(u))
-    return v if u.is_complex() else v.real
+    """F⁻¹ diag(transfer) F u, real for real u: half of a transfer function suffices, as kernels are real."""
+    if u.is_complex():
+        return torch.fft.ifft2(transfer * torch.fft.fft2(u))
+    *_, height, width = u.shape
+    return torch.fft.irfft2(transfer[..., : width // 2 + 1] * torch.fft.rfft2(u), s=(height, width))
 
 
 class Kernel(ABC):

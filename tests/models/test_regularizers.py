@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elder.linalg import inner, to_channels
-from elder.models.networks import DnCNN
+from elder.models.networks import DnCNN, DRUNet
 from elder.models.regularizers import (
     Convex,
     Potential,
@@ -26,6 +26,8 @@ FAMILIES = {
     "ridge-convex": lambda channels: Ridge(channels, (3, 4), 3, Convex(2.0)),
     "ridge-weakly-convex": lambda channels: Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)),
     "residual": lambda channels: Residual(DnCNN(channels, 6, 2)),
+    "residual-drunet": lambda channels: Residual(DRUNet(channels, (4, 6, 8), 1)),
+    "residual-drunet-noise-map": lambda channels: Residual(DRUNet(channels, (3, 4, 5, 6), 2, noise_map=True)),
     "residual-noise-map": lambda channels: Residual(DnCNN(channels, 6, 2, noise_map=True)),
     "scaled": lambda channels: Scaled(Residual(DnCNN(channels, 6, 2, noise_map=True)), 1.5, 0.7),
     "scaled-ridge": lambda channels: Scaled(Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)), 1.5, 0.7),
@@ -96,6 +98,18 @@ def test_value_and_gradient_in_one_pass_are_the_derived_ones(family, image):
     assert torch.equal(R.grad(x, SIGMA), gradient) and torch.equal(R.score(x, SIGMA), -gradient)
 
 
+@every_learned_family
+@every_image
+def test_derivatives_of_the_gradient_are_those_of_the_derived_one(family, image):
+    """Products with the Hessian and ∂/∂θ ⟨w, ∇R_θ(x)⟩, whichever way the gradient is computed."""
+    R, x = instance(family, image)
+    inputs, w = [x.clone().requires_grad_(), *R.parameters()], draw(*x.shape, dtype=x.dtype, seed=5)
+    found = torch.autograd.grad(R.grad(inputs[0], SIGMA), inputs, w, materialize_grads=True)
+    derived = Regularizer.value_and_grad(R, inputs[0], SIGMA)[1]
+    expected = torch.autograd.grad(derived, inputs, w, materialize_grads=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
 @every_family
 @every_image
 def test_sample_does_not_depend_on_its_batch(family, image):
@@ -164,6 +178,9 @@ class _Gradient(torch.nn.Module):
 def test_compiled_gradient_is_the_same_and_differentiable(family):
     R, x = instance(family, "gray-13x18")
     torch.compiler.reset()
+    compiled = torch.compile(R.value_and_grad, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, SIGMA), R.value_and_grad(x, SIGMA), rtol=1e-12, atol=1e-13)
     compiled = torch.compile(R.grad, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, SIGMA), R.grad(x, SIGMA), rtol=1e-12, atol=1e-13)
     inputs = [x.clone().requires_grad_(), *R.parameters()]

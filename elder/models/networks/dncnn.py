@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 
-from elder.linalg import per_sample
+from elder.models.networks.base import Network
+from elder.models.networks.layers import Layer, Pullback, chain, channels_last, convolution, elu
 
 
-class DnCNN(nn.Module):
+class DnCNN(Network):
     """N(x): `depth` 3×3 convolutions with ELU, then a bias-free one back to the image's channels.
 
     The network of Zhang et al. (2017) as ELDER uses it: ELU, because a regularizer's gradient is differentiated
@@ -34,21 +34,12 @@ class DnCNN(nn.Module):
         self.hidden = nn.ModuleList(hidden)
         self.output = nn.Conv2d(features, channels, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """N(x; σ).
-
-        Args:
-            x: Real images, (B, channels, H, W).
-            sigma: Noise level in the units of x, () or (B,); needed with a noise map, ignored without.
+    def evaluate(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Pullback]:
+        """N(x; σ) and v ↦ J_N(x)ᵀv.
 
         Raises:
             ValueError: If the network has a noise map and σ is missing.
         """
-        if self.noise_map:
-            if sigma is None:
-                raise ValueError("DnCNN: expected a noise level for its noise map, got None; set `sigma`")
-            level = per_sample(sigma.to(x), x).expand(x.shape[0], 1, *x.shape[2:])
-            x = torch.cat((x, level), dim=1)
-        for layer in self.hidden:
-            x = nn.functional.elu(layer(x))
-        return self.output(x)
+        hidden: list[Layer] = [layer for module in self.hidden for layer in (convolution(module), elu)]
+        network = channels_last(chain(*hidden, convolution(self.output)))
+        return self.with_noise_map(network, sigma)(x)

@@ -48,7 +48,7 @@ class Convex(Potential):
         return _phi(t)
 
     def sum_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return _sum_and_slope(t)
+        return _Phi.apply(t)
 
 
 class WeaklyConvex(Potential):
@@ -74,8 +74,8 @@ class WeaklyConvex(Potential):
 
     def sum_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = 1 + self.log_excess.exp()
-        steep, steep_slope = _sum_and_slope(beta * t)
-        flat, flat_slope = _sum_and_slope(t)
+        steep, steep_slope = _Phi.apply(beta * t)
+        flat, flat_slope = _Phi.apply(t)
         return steep / beta - flat, steep_slope - flat_slope
 
 
@@ -85,40 +85,30 @@ def _phi(t: Tensor) -> Tensor:
     return square / ((1 + square).sqrt() + 1)
 
 
-def _sum_and_slope(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ φ(t) over the last two axes, and φ′(t)."""
-    return _PhiSum.apply(t), _PhiSlope.apply(t)
+class _Phi(torch.autograd.Function):
+    """(Σ φ(t) over the last two axes, φ′(t)), without the cancellation near 0.
 
-
-class _PhiSum(torch.autograd.Function):
-    """Σ φ(t) over the last two axes, without the cancellation near 0."""
+    φ″(t) = (1 + t²)^(−3/2) is kept for the many products of an adjoint solve.
+    """
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
-        ctx.save_for_backward(t)
-        square = t * t
-        return square.div_((square + 1).sqrt_().add_(1)).sum((-2, -1))
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:
-        (t,) = ctx.saved_tensors
-        return v[..., None, None] * _PhiSlope.apply(t)
-
-
-class _PhiSlope(torch.autograd.Function):
-    """φ′(t) = t/√(1 + t²), keeping φ″(t) = (1 + t²)^(−3/2) for the many products of an adjoint solve."""
-
-    @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor) -> tuple[Tensor, Tensor]:
         c = (t * t).add_(1).rsqrt_()
         slope = t * c
+        values = c + 1
+        values = torch.div(slope, values, out=values).mul_(t).sum((-2, -1))  # φ(t) = t φ′(t) / (1 + c)
+        ctx.set_materialize_grads(False)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(t, c.pow_(3))
-        return slope
+        return values, slope
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:
+    def backward(ctx: Any, v: Tensor | None, w: Tensor | None) -> Tensor | None:  # type: ignore[override]
         t, curvature = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: by the formula, not by the kept constant
             curvature = (1 + t.square()).pow(-1.5)
-        return v * curvature
+        grad = None if w is None else w * curvature
+        if v is not None:
+            slope = v[..., None, None] * _Phi.apply(t)[1]
+            grad = slope if grad is None else grad + slope
+        return grad

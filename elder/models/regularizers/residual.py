@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from elder.models.networks import DnCNN
+from elder.linalg import from_channels
+from elder.models.networks import Network
 from elder.models.regularizers.base import Regularizer, real_channels
 
 
@@ -17,10 +18,21 @@ class Residual(Regularizer):
         network: N, on the image's real channels.
     """
 
-    def __init__(self, network: DnCNN) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         u = real_channels(self, x, self.network.channels)
-        return 0.5 * (u - self.network(u, sigma)).square().flatten(1).sum(1)
+        return _half_square(u - self.network(u, sigma))
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """By hand, r − J_N(x)ᵀr with r = x − N(x), so that a Hessian product costs as little as ∇R."""
+        u = real_channels(self, x, self.network.channels)
+        image, pullback = self.network.evaluate(u, sigma)
+        r = u - image
+        return _half_square(r), from_channels(r - pullback(r), x)
+
+
+def _half_square(r: Tensor) -> Tensor:
+    return 0.5 * r.square().flatten(1).sum(1)

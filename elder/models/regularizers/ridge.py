@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import from_channels
+from elder.linalg import from_channels, full_precision
 from elder.models.regularizers.base import Regularizer, real_channels
 from elder.models.regularizers.potentials import Potential, WeaklyConvex
 
@@ -53,31 +54,36 @@ class Ridge(Regularizer):
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         t = _convolve(self._pad(real_channels(self, x, self.channels)), self._scaled_filters())
-        return self._weigh(self.potential(t).sum((-2, -1)))
+        return self.potential(t).sum((-2, -1)) @ (-2 * self.log_scale).exp()
 
+    @full_precision
     def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """By hand, ∇R(x) = Σ_i s_i⁻¹ W_iᵀψ′(s_i W_i x): half the time of the derived gradient."""
-        filters = self._scaled_filters()
+        """By hand, ∇R(x) = Σ_i s_i⁻¹ W_iᵀψ′(s_i W_i x), with W multiplied out and applied in the Fourier domain.
+
+        The mirrored image holds all that the responses of its pixels depend on, so that neither product wraps around.
+        W and Wᵀ cost a transform per filter each, whatever the size of the filters. Autocast is left aside: not every
+        device has transforms in half precision.
+        """
         padded, unpad, *_ = torch.func.vjp(self._pad, real_channels(self, x, self.channels))
-        values, slope = self.potential.sum_and_slope(_convolve(padded, filters))
-        slope = slope * (-2 * self.log_scale).exp()[:, None, None]
-        (grad,) = unpad(_correlate(slope, filters))
-        return self._weigh(values), from_channels(grad, x)
+        (height, width), margin = x.shape[-2:], 2 * self.radius
+        size = _transform_length(height + margin), _transform_length(width + margin)
+        kernels = self._kernels()
+        gain = self.log_scale.exp() / _largest_gain(kernels)
+        spectrum = torch.fft.rfft2(kernels * gain[:, None, None], s=size)  # (channels, n_filters, …), of s_i W_i
+        responses = torch.fft.irfft2(_analyse(_RealFourier.apply(_place(padded, 0, size)), spectrum), s=size)
+        values, slope = self.potential.sum_and_slope(responses[..., margin : margin + height, margin : margin + width])
+        weight = (-2 * self.log_scale).exp()
+        spectrum = (spectrum * weight[:, None, None]).conj()
+        grad = torch.fft.irfft2(_synthesise(_RealFourier.apply(_place(slope, margin, size)), spectrum), s=size)
+        (grad,) = unpad(grad[..., : height + margin, : width + margin])
+        return values @ weight, from_channels(grad, x)
 
     def norm(self) -> Tensor:
         """‖W‖ before normalisation, from the frequency responses on a grid, summed over channels."""
-        size = 4 * self.radius + 1
-        first = self.filters[0]
-        impulses = torch.eye(self.channels, dtype=first.dtype, device=first.device)[:, :, None, None]
-        kernels = _convolve(nn.functional.pad(impulses, (2 * self.radius,) * 4), self._zero_mean_filters())
-        response = torch.fft.rfft2(kernels, s=(size, size))  # (channels, n_filters, size, size // 2 + 1)
-        return response.abs().square().sum(dim=(0, 1)).max().sqrt()
+        return _largest_gain(self._kernels())
 
     def _pad(self, u: Tensor) -> Tensor:
         return nn.functional.pad(u, (self.radius,) * 4, mode="reflect")
-
-    def _weigh(self, sums: Tensor) -> Tensor:
-        return sums @ (-2 * self.log_scale).exp()
 
     def _zero_mean_filters(self) -> list[Tensor]:
         first, *others = self.filters
@@ -88,6 +94,12 @@ class Ridge(Regularizer):
         *others, last = self._zero_mean_filters()
         return [*others, last * (self.log_scale.exp() / self.norm())[:, None, None, None]]
 
+    def _kernels(self) -> Tensor:
+        """The impulse responses of the chain before normalisation, (channels, n_filters, size, size)."""
+        first = self.filters[0]
+        impulses = torch.eye(self.channels, dtype=first.dtype, device=first.device)[:, :, None, None]
+        return _convolve(nn.functional.pad(impulses, (2 * self.radius,) * 4), self._zero_mean_filters())
+
 
 def _convolve(u: Tensor, filters: Sequence[Tensor]) -> Tensor:
     for weight in filters:
@@ -95,8 +107,54 @@ def _convolve(u: Tensor, filters: Sequence[Tensor]) -> Tensor:
     return u
 
 
-def _correlate(v: Tensor, filters: Sequence[Tensor]) -> Tensor:
-    """The transpose of `_convolve`."""
-    for weight in reversed(filters):
-        v = nn.functional.conv2d(v, weight.flip(2, 3).transpose(0, 1), padding=weight.shape[-1] - 1)
-    return v
+def _largest_gain(kernels: Tensor) -> Tensor:
+    size = 2 * kernels.shape[-1] - 1
+    response = torch.fft.rfft2(kernels, s=(size, size))
+    return response.abs().square().sum(dim=(0, 1)).max().sqrt()
+
+
+def _analyse(image: Tensor, spectrum: Tensor) -> Tensor:
+    """Σ_c of image (B, channels, …) times spectrum (channels, n_filters, …), both in the Fourier domain."""
+    first, *others = (image[:, c, None] * spectrum[c] for c in range(len(spectrum)))
+    return sum(others, first)
+
+
+def _synthesise(responses: Tensor, spectrum: Tensor) -> Tensor:
+    """The transpose of `_analyse` for a conjugated spectrum: Σ_i over filters, (B, channels, …)."""
+    return torch.stack([(responses * spectrum[c]).sum(1) for c in range(len(spectrum))], dim=1)
+
+
+def _transform_length(n: int) -> int:
+    """The next even length without a prime factor above 7, which fast Fourier transforms are fast for."""
+    while n % 2 or not _is_smooth(n):
+        n += 1
+    return n
+
+
+def _is_smooth(n: int) -> bool:
+    for p in (2, 3, 5, 7):
+        while n % p == 0:
+            n //= p
+    return n == 1
+
+
+def _place(u: Tensor, margin: int, size: tuple[int, int]) -> Tensor:
+    """The image on a larger grid of zeros, `margin` pixels from its first corner."""
+    (height, width), (rows, columns) = u.shape[-2:], size
+    return nn.functional.pad(u, (margin, columns - width - margin, margin, rows - height - margin))
+
+
+class _RealFourier(torch.autograd.Function):
+    """`torch.fft.rfft2` for an even width; its own derivative spends a complex transform where a real one does."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.size = u.shape[-2:]
+        return torch.fft.rfft2(u)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        # irfft2 counts every column twice but the two that are their own mirror images
+        weight = torch.full_like(v.real[0, 0, 0], 0.5)
+        weight[:: len(weight) - 1] = 1.0
+        return torch.fft.irfft2(v * weight, s=ctx.size, norm="forward")
