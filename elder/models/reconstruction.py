@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from elder.linalg import per_sample
+from elder.models.evaluation import Evaluation, Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
 from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity, LeastSquares
-from elder.solvers import LBFGS, BackwardRule, Implicit, Solution, Solver
+from elder.solvers import LBFGS, BackwardRule, Implicit, Solution, Solver, Unrolled
+
+
+class Tolerances(NamedTuple):
+    """Relative residuals at which a forward and an adjoint solve stop."""
+
+    forward: float
+    backward: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,26 @@ class Objective:
     prior: Prior
     strength: Tensor  # λ, () or (B,)
     sigma: Tensor | None = None  # noise level the prior is told, () or (B,)
+    evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
+    dtype: torch.dtype | None = None  # of the network there; None: the ambient one
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether F is a gradient."""
+        return isinstance(self.prior, Regularizer)
+
+    @property
+    def few_batch_sizes(self) -> bool:
+        """Whether every new batch size is compiled anew."""
+        return not torch.is_grad_enabled() and self.evaluator is not None and self.evaluator.mode is not None
+
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of R and ∇R."""
+        device, dtype = self.y.device.type, self.dtype
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
+        return torch.finfo(dtype).eps
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (B,); needs an explicit `Regularizer`."""
@@ -32,14 +61,16 @@ class Objective:
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (B,), and ∇f(x)."""
+        self._regularizer()
         g, grad_g = self.fidelity.value_and_grad(x, self.A, self.y)
-        R, grad_R = self._regularizer().value_and_grad(x, self.sigma)
+        R, grad_R = self._evaluate(x)
         return g + self.strength * R, grad_g + per_sample(self.strength, x) * grad_R
 
     def grad(self, x: Tensor) -> Tensor:
         """∇g(x) + λ∇R(x), the optimality condition F."""
         grad_g = self.fidelity.grad(x, self.A, self.y)
-        return grad_g + per_sample(self.strength, x) * self.prior.grad(x, self.sigma)
+        field = self._evaluate(x)[1] if self.symmetric else self._evaluate(x)
+        return grad_g + per_sample(self.strength, x) * field
 
     def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
         """prox_{γg}(x − γλ∇R(x)), given grad = F(x)."""
@@ -48,8 +79,6 @@ class Objective:
 
     def select(self, samples: Tensor) -> Objective:
         """The same objective for part of the batch."""
-        if len(samples) == len(self.y):
-            return self
         return replace(
             self,
             A=self.A.select(samples),
@@ -57,6 +86,13 @@ class Objective:
             strength=self.strength[samples] if self.strength.ndim else self.strength,
             sigma=self.sigma[samples] if self.sigma is not None and self.sigma.ndim else self.sigma,
         )
+
+    def _evaluate(self, x: Tensor) -> Any:
+        """(R(x), ∇R(x)), or the field alone of a prior without R."""
+        if self.evaluator is not None and not torch.is_grad_enabled():
+            return self.evaluator(x, self.sigma, self.dtype)
+        prior = self.prior
+        return prior.value_and_grad(x, self.sigma) if isinstance(prior, Regularizer) else prior.grad(x, self.sigma)
 
     def _regularizer(self) -> Regularizer:
         if not isinstance(self.prior, Regularizer):
@@ -75,6 +111,7 @@ class Reconstruction(nn.Module):
         strength: Initial λ > 0. Learnable, as its logarithm.
         sigma: Noise level the prior is told, in the units of the image; learnable, as its logarithm. None for
             priors that do not depend on one.
+        evaluation: How R is evaluated inside the solver: compiled, in lower precision. Eager by default.
 
     Raises:
         ValueError: If λ or σ is not positive, or if the solver or the backward rule does not fit the prior.
@@ -88,6 +125,7 @@ class Reconstruction(nn.Module):
         fidelity: DataFidelity | None = None,
         strength: float = 0.1,
         sigma: float | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         super().__init__()
         if strength <= 0 or (sigma is not None and sigma <= 0):
@@ -98,6 +136,8 @@ class Reconstruction(nn.Module):
         self.fidelity = fidelity or LeastSquares()
         self.log_strength = nn.Parameter(torch.tensor(float(strength)).log())
         self.log_sigma = None if sigma is None else nn.Parameter(torch.tensor(float(sigma)).log())
+        self.evaluation = evaluation
+        self._evaluator: Evaluator | None = None
         if not isinstance(prior, Regularizer):
             name = type(prior).__name__
             if self.solver.needs_value:
@@ -105,9 +145,10 @@ class Reconstruction(nn.Module):
                     f"Reconstruction: {type(self.solver).__name__} compares values of f, but {name} has no value; "
                     "use Picard or Anderson"
                 )
-            if isinstance(self.backward, Implicit) and self.backward.solver.needs_symmetry:
+            linear = self.backward.solver if isinstance(self.backward, Implicit) else None
+            if linear is not None and linear.needs_symmetry:
                 raise ValueError(
-                    f"Reconstruction: {type(self.backward.solver).__name__} needs a symmetric Jacobian, but {name} "
+                    f"Reconstruction: {type(linear).__name__} needs a symmetric Jacobian, but {name} "
                     "is no gradient; use GMRES"
                 )
 
@@ -119,8 +160,48 @@ class Reconstruction(nn.Module):
     def objective(self, problem: InverseProblem) -> Objective:
         """f for one batch of problems."""
         sigma = None if self.log_sigma is None else self.log_sigma.exp()
-        return Objective(problem.A, problem.y, self.fidelity, self.prior, self.strength, sigma)
+        return Objective(
+            problem.A, problem.y, self.fidelity, self.prior, self.strength, sigma, self._evaluator_of_prior()
+        )
 
-    def forward(self, problem: InverseProblem) -> Solution:
-        """x̂ from x⁰ = A.initialize(y)."""
-        return self.backward(self.solver, self.objective(problem), problem.A.initialize(problem.y))
+    def forward(
+        self,
+        problem: InverseProblem,
+        start: tuple[Tensor, Tensor] | None = None,
+        tolerances: Tolerances | None = None,
+    ) -> Solution:
+        """x̂ of every problem.
+
+        Args:
+            problem: A batch.
+            start: x⁰ and the scale of the residual, (B,), as a `WarmStart` gives them; A.initialize(y) by default.
+            tolerances: In place of those of the solver and of the backward rule.
+        """
+        x0, scale = (problem.A.initialize(problem.y), None) if start is None else start
+        solver, rule = self.solver, self.backward
+        if tolerances is not None:
+            solver = replace(solver, tol=tolerances.forward)
+            rule = replace(rule, tol=tolerances.backward) if isinstance(rule, Implicit) else rule
+        objective, evaluation = self.objective(problem), self.evaluation
+        if evaluation is None or evaluation.dtype is None or isinstance(rule, Unrolled):
+            return rule(solver, objective, x0, scale)
+        lowered = replace(objective, dtype=getattr(torch, evaluation.dtype))
+        with torch.no_grad():
+            coarse = replace(solver, tol=max(solver.tol, evaluation.switch))(lowered, x0, scale=scale)
+        fine = rule(solver, objective, coarse.x, coarse.scale)
+        n_gradients, n_values = coarse.n_gradients + fine.n_gradients, coarse.n_values + fine.n_values
+        return fine._replace(n_gradients=n_gradients, n_values=n_values)
+
+    @property
+    def tolerances(self) -> Tolerances:
+        """Those of the solver and of the backward rule; infinite where it has none."""
+        rule = self.backward
+        return Tolerances(self.solver.tol, rule.tolerance if isinstance(rule, Implicit) else torch.inf)
+
+    def _evaluator_of_prior(self) -> Evaluator | None:
+        if self._evaluator is None and self.evaluation is not None:
+            self._evaluator = Evaluator(self.prior, self.evaluation)
+        return self._evaluator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_evaluator": None}  # compiled code belongs to one prior in one process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
 from elder.metrics import ImageMean, VolumeMetrics, psnr, ssim_uniform
-from elder.models.reconstruction import Reconstruction
+from elder.models.reconstruction import Reconstruction, Tolerances
+from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tuning import tune_strength
+from elder.models.warm_start import WarmStart
 from elder.models.weights import check_weights, read_prior
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import Solution
@@ -29,7 +32,8 @@ class ReconstructionModule(LightningModule):
     """Learns θ and λ such that x̂(y) = argmin ½‖Ax − y‖² + λR_θ(x) is MSE-optimal.
 
     Every step logs its loss, PSNR, strength, the residual and cost of its forward and backward solves, and how many
-    samples fell short of a tolerance; an epoch in which any did ends with a warning.
+    samples fell short of a tolerance or met negative curvature in the backward solve; the end of an epoch in which any
+    did says so.
 
     Testing compares with the start x⁰ of the iteration and with `baselines`, whose strengths are tuned on the
     validation images first.
@@ -40,9 +44,13 @@ class ReconstructionModule(LightningModule):
         pretrained: Checkpoint of a `DenoisingModule`, or safetensors of a prior, from which the prior starts.
         baselines: Reconstructions to compare with, by the name they have in tables.
         initialization: Name that x⁰ has in tables: "zero-filled" for MRI.
+        warm_start: Start each training solve from the solution of the sample's previous visit.
+        tolerance: Loosens the solves of training as far as the hypergradient allows; null: as the solvers say.
         optimizer: Of θ and λ.
         scheduler: Of the learning rate, stepped once an epoch; null: constant.
     """
+
+    tolerances: Tensor  # present tolerances of the forward and the backward solve, if they adapt
 
     def __init__(
         self,
@@ -51,6 +59,8 @@ class ReconstructionModule(LightningModule):
         pretrained: Path | None = None,
         baselines: Mapping[str, Reconstruction] | None = None,
         initialization: str = "initialization",
+        warm_start: bool = False,
+        tolerance: AdaptiveTolerance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -67,8 +77,13 @@ class ReconstructionModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
-        self._last: Solution | None = None
-        self._short = {"forward": 0, "backward": 0}
+        self._warm_start = WarmStart() if warm_start else None
+        self.tolerance = tolerance
+        if tolerance is not None:  # part of the state of training: a resumed run goes on with it
+            loosest = [max(tolerance.loosest, tightest) for tightest in reconstruction.tolerances]
+            self.register_buffer("tolerances", torch.tensor(loosest, dtype=torch.float64))
+        self._last: tuple[Solution, Tensor] | None = None
+        self._count = Counter[str]()  # of samples, over an epoch
 
     @property
     def baselines(self) -> dict[str, Reconstruction]:
@@ -83,11 +98,16 @@ class ReconstructionModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, n = batch.problem, len(batch.names)
         truth = _ground_truth(batch)
-        solution = self(problem)
+        samples, start = [key.index for key in batch.keys], None
+        if self._warm_start is not None:
+            start = self._warm_start.start(samples, problem.A.initialize(problem.y))
+        solution = self.reconstruction(problem, start, self._tolerances())
+        if self._warm_start is not None:
+            self._warm_start.keep(samples, solution)
         loss = self.loss(to_channels(solution.x), to_channels(truth))
         short = (~solution.converged).sum()
-        self._last = solution
-        self._short["forward"] += int(short)
+        self._last = solution, truth
+        self._count["forward"] += int(short)
         self.log("train/loss", loss, batch_size=n)
         self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
         self.log("train/strength", self.reconstruction.strength, batch_size=n)
@@ -97,23 +117,48 @@ class ReconstructionModule(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        solution, self._last = self._last, None
-        if solution is None or solution.adjoint is None or solution.adjoint.solution is None:
+        last, self._last = self._last, None
+        report = last[0].adjoint if last is not None else None
+        if last is None or report is None or report.solution is None:
             return
-        adjoint = solution.adjoint.solution
+        adjoint = report.solution
         n, short = len(adjoint.residual), (~adjoint.converged).sum()
-        self._short["backward"] += int(short)
+        self._count["backward"] += int(short)
+        self._count["indefinite"] += int(adjoint.indefinite.sum())
         self.log("backward/residual", adjoint.residual.max(), batch_size=n)
         self.log("backward/products", adjoint.n_products.mean(), prog_bar=True, batch_size=n)
         self.log("backward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
+        self.log("backward/indefinite", adjoint.indefinite.sum().float(), reduce_fx="sum", batch_size=n)
+        if self.tolerance is not None:
+            self._adapt(self.tolerance, batch_error(hypergradient_error(last[0], report, last[1]), report), n)
+
+    def _tolerances(self) -> Tolerances | None:
+        return None if self.tolerance is None else Tolerances(*self.tolerances.tolist())
+
+    def _adapt(self, tolerance: AdaptiveTolerance, error: Tolerances, n: int) -> None:
+        """Tolerances of the next step, the same in every process, from the largest of their errors."""
+        errors = torch.tensor(error, device=self.device)
+        errors = Tolerances(*self.trainer.strategy.reduce(errors, reduce_op="max").tolist())
+        current = Tolerances(*self.tolerances.tolist())
+        self.log("forward/tolerance", current.forward, batch_size=n)
+        self.log("backward/tolerance", current.backward, batch_size=n)
+        self.log("backward/hypergradient_error", sum(errors), batch_size=n)
+        updated = tolerance.update(current, errors, self.reconstruction.tolerances)
+        self.tolerances.copy_(torch.tensor(updated))
 
     def on_train_epoch_end(self) -> None:
-        if any(self._short.values()):
-            rank_zero_warn(
-                f"epoch {self.current_epoch}: {self._short['forward']} forward and {self._short['backward']} backward "
-                "solves fell short of their tolerance; raise max_steps or tol of the solver"
+        for place in ("forward", "backward"):
+            if self._count[place]:
+                rank_zero_warn(
+                    f"epoch {self.current_epoch}: {self._count[place]} {place} solves fell short of their tolerance; "
+                    f"raise max_steps or tol of the {place} solver"
+                )
+        if self._count["indefinite"]:
+            rank_zero_info(
+                f"epoch {self.current_epoch}: {self._count['indefinite']} backward solves met negative curvature, "
+                "where Symmetric goes on with MINRES: a saddle, or a forward solve that stopped far from it"
             )
-        self._short = {"forward": 0, "backward": 0}
+        self._count.clear()
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

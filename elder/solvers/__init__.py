@@ -1,30 +1,43 @@
 """Solvers of F(x) = 0 and rules to differentiate what they find. Pure: they know tensors and nothing of imaging."""
 
+from elder.solvers.accelerated import FISTA, InertialProximalGradient, NonmonotoneAPG
 from elder.solvers.anderson import Anderson
-from elder.solvers.backward import BackwardRule, Implicit, JacobianFree, Unrolled
-from elder.solvers.base import LinearSolution, LinearSolver, Problem, Solution, Solver
+from elder.solvers.backward import SHINE, BackwardRule, Implicit, JacobianFree, Unrolled, adjoint_error
+from elder.solvers.base import AdjointReport, LinearSolution, LinearSolver, Problem, Solution, Solver
+from elder.solvers.broyden import Broyden
 from elder.solvers.descent import LBFGS, BacktrackingProximalGradient
 from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, ProximalGradient
-from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient
+from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
+from elder.solvers.stationary import LinearAnderson, Neumann
 
 __all__ = [
+    "FISTA",
     "GMRES",
     "LBFGS",
     "MINRES",
+    "SHINE",
+    "AdjointReport",
     "Anderson",
     "BacktrackingProximalGradient",
     "BackwardRule",
+    "Broyden",
     "ConjugateGradient",
     "GradientDescent",
     "Implicit",
+    "InertialProximalGradient",
     "Iteration",
     "JacobianFree",
+    "LinearAnderson",
     "LinearSolution",
     "LinearSolver",
+    "Neumann",
+    "NonmonotoneAPG",
     "Picard",
     "Problem",
     "ProximalGradient",
     "Solution",
     "Solver",
+    "Symmetric",
     "Unrolled",
+    "adjoint_error",
 ]

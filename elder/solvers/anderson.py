@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elder.linalg import norm
+from elder.linalg import full_precision, norm
 from elder.solvers.base import Problem, Solver
 from elder.solvers.fixed_point import GradientDescent, Iteration
 
@@ -36,6 +36,7 @@ class Anderson(Solver[_AndersonState]):
         tol: A sample has converged when ‖F(x)‖ ≤ tol · ‖F(x⁰)‖.
         iteration: The map T.
         memory: Number of differences mixed.
+        check_every: Number of steps from one look at the residuals to the next.
     """
 
     iteration: Iteration = field(default_factory=GradientDescent)
@@ -62,6 +63,7 @@ class Anderson(Solver[_AndersonState]):
         )
 
 
+@full_precision
 def _mix(target: Tensor, columns: Tensor, images: Tensor) -> Tensor:
     """Σ_j c_j images_j, where c minimises ‖target − Σ_j c_j columns_j‖ for each sample."""
     matrix, rhs = _real(columns, 2), _real(target[:, None], 2)
@@ -71,7 +73,9 @@ def _mix(target: Tensor, columns: Tensor, images: Tensor) -> Tensor:
     ridge = 10 * torch.finfo(gram.dtype).eps
     empty = (length[..., 0] == 0).to(gram)
     gram = gram + torch.diag_embed(empty + ridge)
-    c = torch.linalg.solve(gram, (matrix @ rhs.mT)[..., 0]) / torch.where(length > 0, length, 1)[..., 0]
+    # solve_ex leaves out the check for singularity, which waits for the device: the ridge has seen to that
+    c = torch.linalg.solve_ex(gram, matrix @ rhs.mT).result / torch.where(length > 0, length, 1)
+    c = c[..., 0]
     return torch.einsum("bk,bk...->b...", c.to(images.dtype), images)
 
 

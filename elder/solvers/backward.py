@@ -7,22 +7,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elder.solvers.base import AdjointReport, LinearMap, LinearSolver, Problem, Solution, Solver
+from elder.linalg import inner, norm, per_sample
+from elder.solvers.base import AdjointReport, LinearMap, LinearSolution, LinearSolver, Problem, Solution, Solver
 from elder.solvers.fixed_point import GradientDescent, Iteration
-from elder.solvers.krylov import ConjugateGradient
+from elder.solvers.krylov import GMRES, Symmetric
+from elder.solvers.linear import divide, magnitude, scaled_norm
+
+LinearSolve = Callable[[LinearMap, Tensor], LinearSolution]  # any linear solver is one
 
 
 class BackwardRule(ABC):
     """Runs a solver such that its solution can be differentiated in all that the problem depends on."""
 
     @abstractmethod
-    def __call__(self, solver: Solver, problem: Problem, x0: Tensor) -> Solution: ...
+    def __call__(self, solver: Solver, problem: Problem, x0: Tensor, scale: Tensor | None = None) -> Solution:
+        """Solve from x⁰; `scale` takes the place of ‖F(x⁰)‖, see `Solver`."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class Unrolled(BackwardRule):
     Step lengths, line-search decisions, mixing coefficients and curvature pairs count as constants.
     """
 
-    def __call__(self, solver: Solver, problem: Problem, x0: Tensor) -> Solution:
-        return solver(problem, x0)
+    def __call__(self, solver: Solver, problem: Problem, x0: Tensor, scale: Tensor | None = None) -> Solution:
+        return solver(problem, x0, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,9 @@ class JacobianFree(BackwardRule):
                 f"JacobianFree: expected n_steps >= 1 and 0 < damping <= 1, got {self.n_steps} and {self.damping}"
             )
 
-    def __call__(self, solver: Solver, problem: Problem, x0: Tensor) -> Solution:
+    def __call__(self, solver: Solver, problem: Problem, x0: Tensor, scale: Tensor | None = None) -> Solution:
         with torch.no_grad():
-            solution = solver(problem, x0)
+            solution = solver(problem, x0, scale=scale)
         if not torch.is_grad_enabled():
             return solution
         x = solution.x
@@ -78,28 +83,107 @@ class Implicit(BackwardRule):
     """The implicit function theorem at the solution: ∂x*/∂θ = −(∂F/∂x)⁻¹ ∂F/∂θ, with memory for one F.
 
     Differentiates the condition F(x*) = 0 that the solution satisfies, not the algorithm that found it; the result
-    depends neither on the solver nor on its step size. The adjoint system is solved by a Krylov method, whose
-    residual and cost appear in `Solution.adjoint` once the backward pass has run.
+    depends neither on the solver nor on its step size. The adjoint system is solved iteratively; residual and cost
+    appear in `Solution.adjoint` once the backward pass has run.
 
     Args:
-        solver: Linear solver of the adjoint system (∂F/∂x)ᵀu = v. Where F = ∇f the matrix is the Hessian, which is
-            symmetric: ConjugateGradient, or MINRES if f is not convex at x*. GMRES for anything else.
+        solver: Linear solver of the adjoint system (∂F/∂x)ᵀu = v. None chooses by the problem: Symmetric where
+            F = ∇f, whose matrix is the Hessian, GMRES for anything else.
+        tol: Takes the place of the linear solver's tolerance.
     """
 
-    solver: LinearSolver = field(default_factory=ConjugateGradient)
+    solver: LinearSolver | None = None
+    tol: float | None = None
 
-    def __call__(self, solver: Solver, problem: Problem, x0: Tensor) -> Solution:
+    @property
+    def tolerance(self) -> float:
+        """Of the adjoint solve."""
+        if self.tol is not None:
+            return self.tol
+        return LinearSolver.tol if self.solver is None else self.solver.tol
+
+    def __call__(self, solver: Solver, problem: Problem, x0: Tensor, scale: Tensor | None = None) -> Solution:
         with torch.no_grad():
-            solution = solver(problem, x0)
+            solution = solver(problem, x0, scale=scale)
         if not torch.is_grad_enabled():
             return solution
         report = AdjointReport()
-        x = differentiable_root(solution.x, problem.grad, self.solver, report)
+        linear = self.solver or (Symmetric() if problem.symmetric else GMRES())
+        linear = replace(linear, tol=self.tolerance)
+        x = differentiable_root(solution.x, problem.grad, linear, report)
         return solution._replace(x=x, n_gradients=solution.n_gradients + 1, adjoint=report)
 
 
+@dataclass(frozen=True)
+class SHINE(BackwardRule):
+    """The implicit function theorem with the inverse that the forward solver has estimated (Ramzi et al., 2022).
+
+    u₀ = B⁻ᵀv, B the quasi-Newton matrix of the forward solve, replaces the solution of (∂F/∂x)ᵀu = v, at the length
+    of smallest residual, which one product finds and `Solution.adjoint` reports. B is a good estimate only along the
+    steps that the solver took, so that the derivative is biased until a refinement has converged; Broyden's may be so
+    poor that little of v remains.
+
+    Args:
+        refinement: Linear solver started at u₀; None returns u₀.
+
+    Raises:
+        ValueError: If the forward solver estimates no inverse.
+    """
+
+    refinement: LinearSolver | None = None
+
+    def __call__(self, solver: Solver, problem: Problem, x0: Tensor, scale: Tensor | None = None) -> Solution:
+        if not torch.is_grad_enabled():
+            return solver(problem, x0, scale=scale)
+        with torch.no_grad():
+            solution = solver(problem, x0, scale=scale, keep_inverse=True)
+        inverse = solution.inverse
+        if inverse is None:
+            raise ValueError(
+                f"SHINE: expected a solver that estimates (∂F/∂x)⁻¹, got {type(solver).__name__}; use LBFGS or Broyden"
+            )
+
+        def solve(matvec: LinearMap, v: Tensor) -> LinearSolution:
+            u = inverse(v)
+            if self.refinement is not None:
+                return self.refinement(matvec, v, u)
+            u = u / per_sample(magnitude(u), u)
+            image, b = matvec(u), v / per_sample(magnitude(v), v)
+            length = per_sample(divide(inner(image, b), inner(image, image)), u)
+            residual = divide(norm(b - length * image), norm(b))
+            if not bool(residual.isfinite().all()):
+                raise FloatingPointError(
+                    "SHINE: the residual is not finite; the matrix, or its inverse, has NaN or Inf"
+                )
+            x = per_sample(magnitude(v), v) * length * u
+            exact = residual == 0
+            return LinearSolution(x, residual, torch.ones_like(residual), exact, torch.zeros_like(exact))
+
+        report = AdjointReport()
+        x = differentiable_root(solution.x, problem.grad, solve, report)
+        return solution._replace(x=x, n_gradients=solution.n_gradients + 1, adjoint=report, inverse=None)
+
+
+def adjoint_error(report: AdjointReport) -> Tensor:
+    """Estimate e = ‖r‖/(μ‖u‖) of ‖u − u*‖/‖u‖, (B,), for the adjoint solution u with residual r = v − Mu.
+
+    It bounds the error if μ is the smallest singular value of M; `LinearSolution.curvature` estimates that from above,
+    and meets it once the Krylov space holds the vector concerned. Where e < 1, ‖u − u*‖/‖u*‖ ≤ e/(1 − e). NaN
+    where the linear solver knows no curvature.
+
+    Raises:
+        RuntimeError: If no backward pass has filled in the report.
+    """
+    if report.solution is None or report.cotangent_norm is None or report.adjoint_norm is None:
+        raise RuntimeError(
+            "adjoint_error: expected the report of an adjoint solve, got none; run a backward pass first"
+        )
+    r = report.solution.residual * report.cotangent_norm
+    return torch.where(r == 0, 0, r / (report.solution.curvature * report.adjoint_norm))
+
+
 def differentiable_root(
-    x: Tensor, condition: Callable[[Tensor], Tensor], solver: LinearSolver, report: AdjointReport | None = None
+    x: Tensor, condition: Callable[[Tensor], Tensor], solver: LinearSolve, report: AdjointReport | None = None
 ) -> Tensor:
     """x with F(x) = 0, differentiable once in everything that F depends on.
 
@@ -160,7 +244,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, F: Tensor, x: Tensor, matvec: LinearMap, solver: LinearSolver, report: AdjointReport | None
+        ctx: Any, F: Tensor, x: Tensor, matvec: LinearMap, solver: LinearSolve, report: AdjointReport | None
     ) -> Tensor:
         ctx.matvec, ctx.solver, ctx.report = matvec, solver, report
         return x.clone()
@@ -175,4 +259,5 @@ class _Root(torch.autograd.Function):
         solution = ctx.solver(ctx.matvec, v)
         if ctx.report is not None:
             ctx.report.solution = solution
+            ctx.report.cotangent_norm, ctx.report.adjoint_norm = scaled_norm(v), scaled_norm(solution.x)
         return -solution.x, None, None, None, None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, final
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,21 @@ class Problem(Protocol):
 
     `elder.models.reconstruction.Objective` is one; a quadratic in a test is another.
     """
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether ∂F/∂x is symmetric, that is F = ∇f."""
+        ...
+
+    @property
+    def few_batch_sizes(self) -> bool:
+        """Whether each batch size is prepared anew (compiled, captured): batches shrink to powers of two only."""
+        ...
+
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of value and gradient: that of the arithmetic they are computed in, not of x."""
+        ...
 
     def grad(self, x: Tensor) -> Tensor:
         """F(x), shape of x: ∇f(x) if there is an objective f, a plain vector field otherwise."""
@@ -37,6 +52,24 @@ class Problem(Protocol):
         ...
 
 
+class Projection(NamedTuple):
+    """M on the Krylov space of one cycle, per sample: M V_k = V_{k+1} T with orthonormal V."""
+
+    matrix: Tensor  # T, (B, k + 1, k)
+    size: Tensor  # the leading columns that belong to the sample, (B,)
+    definite: Tensor  # (B,) bool: M is symmetric and no non-positive curvature was met
+
+    @property
+    def curvature(self) -> Tensor:
+        """min ⟨u, Mu⟩/‖u‖² over the Krylov space where M is definite, min ‖Mu‖/‖u‖ elsewhere, (B,)."""
+        mine = torch.arange(self.matrix.shape[2], device=self.size.device) < self.size[:, None]
+        matrix = torch.where(mine[:, None], self.matrix, 0)
+        square = torch.where(mine[..., None], matrix[:, :-1], 0)
+        last = (self.size.long() - 1).clamp_min(0)[:, None]  # columns cut off add zeros at the end
+        smallest, ritz = (torch.linalg.svdvals(T).gather(1, last)[:, 0] for T in (matrix, square))
+        return torch.where(self.size > 0, torch.where(self.definite, ritz, smallest), torch.nan)
+
+
 class LinearSolution(NamedTuple):
     """What a linear solver found, per sample."""
 
@@ -44,13 +77,28 @@ class LinearSolution(NamedTuple):
     residual: Tensor  # ‖b − Mx‖ / ‖b‖, (B,)
     n_products: Tensor  # products with M, (B,)
     converged: Tensor  # (B,) bool
+    indefinite: Tensor  # (B,) bool: non-positive curvature was met by a method for symmetric M
+    projections: tuple[Projection, ...] = ()  # one for each cycle of a Krylov method
+
+    @property
+    def curvature(self) -> Tensor:
+        """An estimate from above of the smallest singular value of M, |eigenvalue| if symmetric, (B,); NaN: none.
+
+        It is computed when asked for, from small dense matrices.
+        """
+        found = torch.full_like(self.residual, torch.nan)
+        for projection in self.projections:
+            found = torch.fmin(found, projection.curvature)
+        return found
 
 
 class AdjointReport:
-    """The adjoint solve of one backward pass; `solution` is None until that pass has happened."""
+    """The adjoint solve Mu = v of one backward pass, all None until that pass has happened."""
 
     def __init__(self) -> None:
         self.solution: LinearSolution | None = None
+        self.cotangent_norm: Tensor | None = None  # ‖v‖, (B,)
+        self.adjoint_norm: Tensor | None = None  # ‖u‖, (B,)
 
 
 class Solution(NamedTuple):
@@ -61,21 +109,33 @@ class Solution(NamedTuple):
     n_gradients: Tensor  # evaluations of ∇R, (B,): the unit in which cost is counted
     n_values: Tensor  # evaluations of R alone, (B,)
     converged: Tensor  # (B,) bool
+    scale: Tensor | None = None  # what the residual is relative to: ‖F(x⁰)‖ unless the solve was given another, (B,)
     adjoint: AdjointReport | None = None  # set by implicit rules, filled in by the backward pass
+    inverse: LinearMap | None = None  # u ↦ about (∂F/∂x)⁻ᵀu for the whole batch, where it was asked for and is known
 
 
+@dataclass(frozen=True)
 class LinearSolver(ABC):
-    """Solves Mx = b for a batch of matrices known by their products; every sample has its own recursion."""
+    """Solves Mx = b for a batch of matrices known by their products; every sample has its own recursion.
+
+    Args:
+        max_steps: Largest number of products with M.
+        tol: A sample has converged when ‖b − Mx‖ ≤ tol · ‖b‖.
+    """
+
+    max_steps: int = 100
+    tol: float = 1e-3
 
     needs_symmetry: ClassVar[bool] = False  # True if the method is for M = Mᴴ
 
     @abstractmethod
-    def __call__(self, matvec: LinearMap, b: Tensor) -> LinearSolution:
-        """Solve from x = 0.
+    def __call__(self, matvec: LinearMap, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        """Solve from x⁰.
 
         Args:
             matvec: u ↦ Mu for the whole batch.
             b: Right-hand side, (B, …), real or complex.
+            x0: Start, shape of b, of which the direction alone counts; None for 0.
 
         Raises:
             FloatingPointError: If a product is not finite.
@@ -89,9 +149,15 @@ class State(Protocol):
     """
 
     @property
+    def x(self) -> Tensor: ...
+    @property
     def residual(self) -> Tensor: ...
     @property
     def stalled(self) -> Tensor: ...
+    @property
+    def n_gradients(self) -> Tensor: ...
+    @property
+    def n_values(self) -> Tensor: ...
     def __iter__(self) -> Iterator[Tensor]: ...
     @classmethod
     def _make(cls, iterable: Iterable[Tensor], /) -> Self: ...
@@ -108,34 +174,44 @@ class Standing(NamedTuple):
 
 
 S = TypeVar("S", bound=State)
+R = TypeVar("R", bound=State)
 
 
 @dataclass(frozen=True)
 class Solver(ABC, Generic[S]):
     """Finds x with F(x) = 0, sample by sample: frozen hyper-parameters and pure methods.
 
-    A solver does not log, does not know the ground truth, and does not touch the grad mode; it writes no tensor
-    in place, so that the `Unrolled` backward rule may differentiate it. Not converging is a fact in the `Solution`;
-    a non-finite iterate is a `FloatingPointError` that names the step. A sample that has converged leaves the
-    batch and costs nothing more, and none depends on its batch mates.
+    A solver does not log, does not know the ground truth, and does not touch the grad mode; where gradients are
+    recorded it writes no tensor in place, so that the `Unrolled` backward rule may differentiate it. Not converging
+    is a fact in the `Solution`; a non-finite iterate is a `FloatingPointError` that names the step. A sample that has
+    converged leaves the batch and costs nothing more, and none depends on its batch mates.
+
+    `step` evaluates the problem once, at one point for every sample, and never waits for the device: what has
+    converged is looked at between the steps, every `check_every` of them. A sample that converges in between takes
+    part, and pays, until then.
 
     Args:
-        max_steps: Largest number of steps.
+        max_steps: Largest number of steps, each one evaluation.
         tol: A sample has converged when ‖F(x)‖ ≤ tol · ‖F(x⁰)‖.
+        check_every: Number of steps from one look at the residuals to the next. The looks are the only points where
+            the host waits for the device: 1 on a CPU, some more where an evaluation is quicker than its launch.
 
     Raises:
-        ValueError: If max_steps < 1 or tol < 0.
+        ValueError: If max_steps < 1, tol < 0 or check_every < 1.
     """
 
     max_steps: int = 100
     tol: float = 1e-4
+    check_every: int = field(default=1, kw_only=True)
 
     needs_value: ClassVar[bool] = False  # True if the method compares values of f: explicit problems only
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if self.max_steps < 1 or self.tol < 0:
-            name = type(self).__name__
             raise ValueError(f"{name}: expected max_steps >= 1 and tol >= 0, got {self.max_steps} and {self.tol}")
+        if self.check_every < 1:
+            raise ValueError(f"{name}: expected check_every >= 1, got {self.check_every}")
 
     @abstractmethod
     def start(self, problem: Problem, x0: Tensor) -> S:
@@ -143,45 +219,76 @@ class Solver(ABC, Generic[S]):
 
     @abstractmethod
     def step(self, problem: Problem, state: S) -> S:
-        """One step for the samples that are still active."""
+        """One evaluation for every sample of the state, which may be used up unless gradients are recorded."""
+
+    def inverse(self, state: S) -> LinearMap | None:
+        """u ↦ about (∂F/∂x)⁻ᵀu by what the iteration has learnt of F; None for methods that learn no such thing."""
+        return None
 
     @final
-    def __call__(self, problem: Problem, x0: Tensor) -> Solution:
-        """Iterate until every sample has converged, has stalled, or max_steps is reached."""
+    def __call__(
+        self, problem: Problem, x0: Tensor, *, scale: Tensor | None = None, keep_inverse: bool = False
+    ) -> Solution:
+        """Iterate until every sample has converged, has stalled, or max_steps is reached.
+
+        Args:
+            problem: The conditions, one per sample.
+            x0: Where to start, (B, …).
+            scale: Takes the place of ‖F(x⁰)‖, (B,), in the stopping rule and in the reported residual: a start that is
+                nearly a solution need not be improved by the factor that a poor one is. NaN: ‖F(x⁰)‖.
+            keep_inverse: Whether to return `Solution.inverse`, which holds on to the memory of the iteration.
+        """
         state = first = self.start(problem, x0)
-        threshold = self.tol * first.residual
+        scale = first.residual if scale is None else torch.where(scale.isnan(), first.residual, scale)
+        threshold = self.tol * scale
         samples = torch.arange(x0.shape[0], device=x0.device)
-        outcome = Standing._make(islice(first, len(Standing._fields)))
+        active, n_active = torch.ones_like(first.stalled), len(samples)
+        outcome = first if keep_inverse else Standing._make(islice(first, len(Standing._fields)))
         for step in range(self.max_steps):
-            self._check_finite(state, step)
-            active = (state.residual > threshold[samples]) & ~state.stalled
-            if not active.all():
-                outcome = _put(outcome, samples, state)
-                (kept,) = active.nonzero(as_tuple=True)
-                samples, problem = samples[kept], problem.select(kept)
-                state = state._make(field[kept] for field in state)
-            if not len(samples):
-                break
+            if step % self.check_every == 0:
+                self._check_finite(state, active, step)
+                going = active & (state.residual > threshold[samples]) & ~state.stalled
+                n_going = int(going.count_nonzero())
+                if n_going < n_active:
+                    outcome = _record(outcome, samples, active & ~going, state)
+                active, n_active = going, n_going
+                if not n_active:
+                    break
+                size = _power_of_two(n_active) if problem.few_batch_sizes else n_active
+                if size < len(samples):
+                    # finished samples fill the batch up; their outcome stands
+                    kept = torch.argsort((~active).byte(), stable=True)[:size]
+                    samples, active, problem = samples[kept], active[kept], problem.select(kept)
+                    state = state._make(entry[kept] for entry in state)
             state = self.step(problem, state)
-        self._check_finite(state, self.max_steps)
-        outcome = _put(outcome, samples, state)
-        tiny = torch.finfo(first.residual.dtype).tiny
+        self._check_finite(state, active, self.max_steps)
+        outcome = _record(outcome, samples, active, state)
+        tiny = torch.finfo(scale.dtype).tiny
         return Solution(
             outcome.x,
-            outcome.residual / first.residual.clamp_min(tiny),
+            outcome.residual / scale.clamp_min(tiny),
             outcome.n_gradients,
             outcome.n_values,
             outcome.residual <= threshold,
+            scale,
+            inverse=self.inverse(cast(S, outcome)) if keep_inverse else None,
         )
 
-    def _check_finite(self, state: S, step: int) -> None:
-        if not state.residual.isfinite().all():
+    def _check_finite(self, state: S, active: Tensor, step: int) -> None:
+        if not (state.residual.isfinite() | ~active).all():
             raise FloatingPointError(
                 f"{type(self).__name__}: the iterate is no longer finite at step {step}; weights or data are not "
                 "finite, or the iteration diverges: lower its step_size, the strength or the learning rate"
             )
 
 
-def _put(outcome: Standing, samples: Tensor, state: State) -> Standing:
+def _record(outcome: R, samples: Tensor, which: Tensor, state: State) -> R:
     """Write the state of some samples into the record of all, out of place."""
-    return Standing._make(old.index_copy(0, samples, new) for old, new in zip(outcome, state, strict=False))
+    (rows,) = which.nonzero(as_tuple=True)
+    entries = zip(outcome, state, strict=False)
+    return outcome._make(old.index_copy(0, samples[rows], new[rows]) for old, new in entries)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()

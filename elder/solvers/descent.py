@@ -1,12 +1,11 @@
 """Descent methods: the objective never increases (beyond rounding), and the step size finds itself.
 
-Value and gradient of a trial point come from one evaluation, so that an accepted trial costs one gradient and a
-rejected one is a gradient wasted; both are counted.
+A step evaluates value and gradient of one trial point for every sample. Where it is accepted the sample moves;
+where it is not, a gradient is wasted, counted, and the next step tries a shorter one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,59 +13,20 @@ import torch
 from torch import Tensor
 
 from elder.linalg import inner, norm, per_sample
-from elder.solvers.base import Problem, Solver
+from elder.solvers.base import LinearMap, Problem, Solver
+from elder.solvers.quasi_newton import InverseHessian
 
-MAX_TRIALS = 30  # shortenings of a step before its sample counts as stalled
-
-
-class _Point(NamedTuple):
-    """x, f(x), ∇f(x), the step size that led there, and the number of trials that took."""
-
-    x: Tensor
-    value: Tensor
-    grad: Tensor
-    step_size: Tensor
-    trials: Tensor
-    accepted: Tensor
+MAX_TRIALS = 30  # rejected trials in a row after which a sample has stalled
 
 
-def _backtrack(
-    problem: Problem,
-    start: _Point,
-    shrink: float,
-    propose: Callable[[Tensor, Tensor], Tensor],
-    accept: Callable[[Tensor, _Point], Tensor],
-) -> _Point:
-    """Shorten every sample's step until it is accepted; samples that are done are not evaluated again.
-
-    Args:
-        problem: The problem of all samples.
-        start: Where the samples are, and the first step size to try.
-        shrink: Factor for a rejected step size.
-        propose: (samples, their step sizes) ↦ their trial points.
-        accept: (samples, their trial points) ↦ bool; must be False where the trial is not finite.
-    """
-    point, pending = start, torch.arange(len(start.value), device=start.value.device)
-    for _ in range(MAX_TRIALS):
-        x = propose(pending, point.step_size[pending])
-        value, grad = problem.select(pending).value_and_grad(x)
-        trial = _Point(x, value.detach(), grad, point.step_size[pending], point.trials[pending] + 1, pending >= 0)
-        good = accept(pending, trial)
-        done, left = pending[good], pending[~good]
-        point = _Point(*(old.index_copy(0, done, new[good]) for old, new in zip(point, trial, strict=True)))
-        if not len(left):
-            break
-        point = point._replace(
-            step_size=point.step_size.index_copy(0, left, trial.step_size[~good] * shrink),
-            trials=point.trials.index_copy(0, left, trial.trials[~good]),
-        )
-        pending = left
-    return point
+def within_rounding(problem: Problem, trial: Tensor, value: Tensor) -> Tensor:
+    """Whether two values of f, (B,), may differ by rounding alone: it is then for the gradient to tell them apart."""
+    return (trial - value).abs() <= 10 * problem.precision * value.abs()
 
 
-def _rounding(value: Tensor) -> Tensor:
-    """How far two evaluations of f near this value may differ by rounding alone."""
-    return 10 * torch.finfo(value.dtype).eps * value.abs()
+def choose(which: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for the samples `which`, (B,), `old` for others."""
+    return torch.where(per_sample(which, new), new, old)
 
 
 class _ProximalState(NamedTuple):
@@ -77,7 +37,8 @@ class _ProximalState(NamedTuple):
     n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
-    step_size: Tensor  # (B,)
+    step_size: Tensor  # of the next trial, (B,)
+    rejected: Tensor  # trials from x that were, (B,)
 
 
 @dataclass(frozen=True)
@@ -90,11 +51,12 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
     increase ‖∇f‖ instead.
 
     Args:
-        max_steps: Largest number of steps.
+        max_steps: Largest number of trials, accepted or not.
         tol: A sample has converged when ‖∇f(x)‖ ≤ tol · ‖∇f(x⁰)‖.
         step_size: First γ.
         shrink: Factor in (0, 1) by which a rejected γ is multiplied.
         decrease: Sufficient-decrease constant in (0, 1/2).
+        check_every: Number of steps from one look at the residuals to the next.
 
     Raises:
         ValueError: If a parameter is outside its range.
@@ -117,31 +79,29 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
         value, grad = problem.value_and_grad(x0)
         residual = norm(grad.detach())
         zeros = torch.zeros_like(residual)
-        return _ProximalState(x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, zeros + self.step_size)
+        return _ProximalState(
+            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, zeros + self.step_size, zeros
+        )
 
     def step(self, problem: Problem, state: _ProximalState) -> _ProximalState:
-        def propose(samples: Tensor, step_size: Tensor) -> Tensor:
-            return problem.select(samples).proximal_gradient(state.x[samples], state.grad[samples], step_size)
-
-        def accept(samples: Tensor, trial: _Point) -> Tensor:
-            value, residual = state.value[samples], state.residual[samples]
-            moved = norm((trial.x - state.x[samples]).detach()) ** 2
-            sufficient = trial.value <= value - self.decrease / trial.step_size * moved
-            within_rounding = (trial.value - value).abs() <= _rounding(value)
-            return sufficient | (within_rounding & (norm(trial.grad.detach()) <= residual))
-
-        zeros = torch.zeros_like(state.value)
-        start = _Point(state.x, state.value, state.grad, state.step_size, zeros, zeros > 0)
-        point = _backtrack(problem, start, self.shrink, propose, accept)
+        x = problem.proximal_gradient(state.x, state.grad, state.step_size)
+        value, grad = problem.value_and_grad(x)
+        value, residual = value.detach(), norm(grad.detach())
+        moved = norm((x - state.x).detach()) ** 2
+        sufficient = value <= state.value - self.decrease / state.step_size * moved
+        flat = within_rounding(problem, value, state.value) & (residual <= state.residual)
+        accepted = sufficient | flat
+        rejected = torch.where(accepted, 0, state.rejected + 1)
         return _ProximalState(
-            point.x,
-            norm(point.grad.detach()),
-            ~point.accepted,
-            state.n_gradients + point.trials,
+            choose(accepted, x, state.x),
+            torch.where(accepted, residual, state.residual),
+            rejected >= MAX_TRIALS,
+            state.n_gradients + 1,
             state.n_values,
-            point.value,
-            point.grad,
-            point.step_size,
+            torch.where(accepted, value, state.value),
+            choose(accepted, grad, state.grad),
+            torch.where(accepted, state.step_size, self.shrink * state.step_size),
+            rejected,
         )
 
 
@@ -153,27 +113,38 @@ class _QuasiNewtonState(NamedTuple):
     n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
-    steps: Tensor  # s, (B, memory, …), newest last, 0 where there is none yet
-    changes: Tensor  # the matching changes of the gradient, y
-    rho: Tensor  # 1/⟨s, y⟩, (B, memory), 0 where there is none yet
-    scale: Tensor  # H₀ = scale · I, (B,)
+    direction: Tensor  # d = −H∇f(x)
+    step_size: Tensor  # t of the next trial x + td, (B,)
+    rejected: Tensor  # trials along d that were, (B,)
+    vectors: Tensor  # this and what follows: the fields of H
+    count: Tensor
+    sy: Tensor
+    yy: Tensor
+    scale: Tensor
+
+    @property
+    def inverse(self) -> InverseHessian:
+        """H."""
+        return InverseHessian(self.vectors, self.count, self.sy, self.yy, self.scale)
 
 
 @dataclass(frozen=True)
 class LBFGS(Solver[_QuasiNewtonState]):
     """Limited-memory BFGS (Nocedal and Wright, 2006, algorithm 7.5) with a line search, for each sample by itself.
 
-    The start of the two-loop recursion is scaled by the latest curvature, ⟨s, y⟩/⟨y, y⟩. A step is accepted by
-    Armijo's condition or, where the decrease of f drowns in rounding, by the approximate Wolfe condition on
-    the slope (Hager and Zhang, 2005). Pairs of non-positive curvature are skipped, so that R need not be convex. A
-    sample whose search fails forgets its pairs; if it has none left, it has stalled.
+    The inverse Hessian starts from the latest curvature, ⟨s, y⟩/⟨y, y⟩. A step is accepted by Armijo's condition or,
+    where the decrease of f drowns in rounding, by the approximate Wolfe condition on the slope (Hager and Zhang,
+    2005); a rejected one is shortened to where its two slopes say that the minimum is. Pairs of non-positive
+    curvature are skipped, so that R need not be convex. A sample whose search fails forgets its pairs; if it has none
+    left, it has stalled.
 
     Args:
-        max_steps: Largest number of steps.
+        max_steps: Largest number of trials, accepted or not.
         tol: A sample has converged when ‖∇f(x)‖ ≤ tol · ‖∇f(x⁰)‖.
         memory: Number of curvature pairs.
-        shrink: Factor in (0, 1) by which a rejected step is multiplied.
+        shrink: Largest factor in (0, 1) by which a rejected step is multiplied.
         decrease: Armijo constant in (0, 1/2).
+        check_every: Number of steps from one look at the residuals to the next.
 
     Raises:
         ValueError: If a parameter is outside its range.
@@ -181,7 +152,7 @@ class LBFGS(Solver[_QuasiNewtonState]):
 
     needs_value: ClassVar[bool] = True
     memory: int = 10
-    shrink: float = 0.4
+    shrink: float = 0.5
     decrease: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -196,66 +167,43 @@ class LBFGS(Solver[_QuasiNewtonState]):
         value, grad = problem.value_and_grad(x0)
         residual = norm(grad.detach())
         zeros = torch.zeros_like(residual)
-        pairs = torch.zeros_like(x0)[:, None].expand(-1, self.memory, *x0.shape[1:])
-        rho = zeros[:, None].expand(-1, self.memory)
+        H = InverseHessian.empty(x0, self.memory)
         return _QuasiNewtonState(
-            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, pairs, pairs, rho, zeros + 1
+            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, -grad, zeros + 1, zeros, *H
         )
 
     def step(self, problem: Problem, state: _QuasiNewtonState) -> _QuasiNewtonState:
-        direction = -self._precondition(state)
-        slope = inner(direction, state.grad).detach()
-
-        def propose(samples: Tensor, step_size: Tensor) -> Tensor:
-            return state.x[samples] + per_sample(step_size, state.x) * direction[samples]
-
-        def accept(samples: Tensor, trial: _Point) -> Tensor:
-            value, descent = state.value[samples], slope[samples]
-            armijo = trial.value <= value + self.decrease * trial.step_size * descent
-            within_rounding = (trial.value - value).abs() <= _rounding(value)
-            flat = inner(direction[samples], trial.grad).detach() <= (2 * self.decrease - 1) * descent
-            return armijo | (within_rounding & flat)
-
-        zeros = torch.zeros_like(state.value)
-        start = _Point(state.x, state.value, state.grad, zeros + 1, zeros, zeros > 0)
-        point = _backtrack(problem, start, self.shrink, propose, accept)
-        return self._update(state, point)
-
-    def _precondition(self, state: _QuasiNewtonState) -> Tensor:
-        """H∇f(x) by the two-loop recursion; the pairs count as constants."""
-        q, like = state.grad, state.x
-        weights = []
-        for j in reversed(range(self.memory)):
-            a = state.rho[:, j] * inner(state.steps[:, j], q)
-            q = q - per_sample(a, like) * state.changes[:, j]
-            weights.append(a)
-        q = per_sample(state.scale, like) * q
-        for j, a in enumerate(reversed(weights)):
-            b = state.rho[:, j] * inner(state.changes[:, j], q)
-            q = q + per_sample(a - b, like) * state.steps[:, j]
-        return q
-
-    def _update(self, state: _QuasiNewtonState, point: _Point) -> _QuasiNewtonState:
-        s, y = (point.x - state.x).detach(), (point.grad - state.grad).detach()
-        sy, yy = inner(s, y), inner(y, y)
-        curved = sy > torch.finfo(sy.dtype).eps * norm(s) * norm(y)
-        failed = ~point.accepted
-        keep = per_sample(curved, state.steps)
-        rho = torch.where(curved[:, None], _append(state.rho, 1 / torch.where(curved, sy, 1)), state.rho)
+        x = state.x + per_sample(state.step_size, state.x) * state.direction
+        value, grad = problem.value_and_grad(x)
+        value, d = value.detach(), state.direction.detach()
+        # a direction that points uphill, by rounding, must not raise f
+        before, after = inner(d, state.grad.detach()).clamp(max=0), inner(d, grad.detach())
+        sufficient = value <= state.value + self.decrease * state.step_size * before
+        flat = within_rounding(problem, value, state.value) & (after <= (2 * self.decrease - 1) * before)
+        accepted = sufficient | flat
+        rejected = torch.where(accepted, 0, state.rejected + 1)
+        failed = rejected >= MAX_TRIALS
+        H = state.inverse.learn(x - state.x, grad - state.grad, accepted, problem.precision).forget(failed)
+        grad = choose(accepted, grad, state.grad)
         return _QuasiNewtonState(
-            point.x,
-            norm(point.grad.detach()),
-            failed & (state.rho == 0).all(1),
-            state.n_gradients + point.trials,
+            choose(accepted, x, state.x),
+            norm(grad.detach()),
+            failed & (state.count == 0),
+            state.n_gradients + 1,
             state.n_values,
-            point.value,
-            point.grad,
-            torch.where(keep, _append(state.steps, s), state.steps),
-            torch.where(keep, _append(state.changes, y), state.changes),
-            torch.where(failed[:, None], 0, rho),
-            torch.where(curved, sy / torch.where(curved, yy, 1), torch.where(failed, 1, state.scale)),
+            torch.where(accepted, value, state.value),
+            grad,
+            -H(grad),
+            torch.where(accepted | failed, 1, state.step_size * self._shorten(before, after)),
+            torch.where(failed, 0, rejected),
+            *H,
         )
 
+    def inverse(self, state: _QuasiNewtonState) -> LinearMap:
+        """H of the last iterate, which is symmetric."""
+        return state.inverse
 
-def _append(history: Tensor, newest: Tensor) -> Tensor:
-    return torch.cat((history[:, 1:], newest[:, None]), dim=1)
+    def _shorten(self, before: Tensor, after: Tensor) -> Tensor:
+        """The factor that leads to the zero of the secant through both slopes, where that is a shortening."""
+        zero = torch.where(after > before, before / (before - after), 1)
+        return zero.clamp(1e-3, self.shrink)

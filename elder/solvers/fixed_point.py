@@ -72,6 +72,7 @@ class Picard(Solver[_PicardState]):
         max_steps: Largest number of steps.
         tol: A sample has converged when ‖F(x)‖ ≤ tol · ‖F(x⁰)‖.
         iteration: The map T.
+        check_every: Number of steps from one look at the residuals to the next.
     """
 
     iteration: Iteration = field(default_factory=GradientDescent)

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from elder.linalg import inner
+from elder.linalg import inner, per_sample
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Quadratic:
+    """f(x) = ½⟨x, Mx⟩ − Re⟨b, x⟩, so that F(x) = Mx − b, with M diagonal; f is all of it regularizer, g = 0."""
+
+    diagonal: Tensor  # (B, n), real
+    b: Tensor  # (B, n)
+    few_batch_sizes: bool = False
+    symmetric: bool = True
+
+    @staticmethod
+    def make(condition: float, n: int = 40, dtype: torch.dtype = torch.float64) -> Quadratic:
+        diagonal = torch.logspace(0, -math.log10(condition), n, dtype=dtype).real
+        return Quadratic(diagonal.expand(3, n), draw(3, n, dtype=dtype) * torch.tensor([[0.1], [1.0], [10.0]]))
+
+    @property
+    def precision(self) -> float:
+        return torch.finfo(self.b.dtype).eps
+
+    @property
+    def x0(self) -> Tensor:
+        return torch.zeros_like(self.b)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.diagonal * x - self.b
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        grad = self.grad(x)
+        return 0.5 * inner(grad - self.b, x), grad
+
+    def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
+        return x - per_sample(step_size, x) * grad
+
+    def select(self, samples: Tensor) -> Quadratic:
+        return replace(self, diagonal=self.diagonal[samples], b=self.b[samples])
 
 
 @dataclass
@@ -23,12 +60,18 @@ class Smooth:
     theta: Tensor
     mu: Tensor
     evaluated: list[int]  # number of samples in each evaluation
+    few_batch_sizes: bool = False
+    symmetric: bool = True
 
     @staticmethod
     def make(n_samples: int = 3, dtype: torch.dtype = torch.float64, theta: float = 0.5, mu: float = 0.1) -> Smooth:
         K = draw(n_samples, 6, 8, dtype=dtype) / 4
         y = draw(n_samples, 6, dtype=dtype, seed=1) * torch.logspace(-1, 1, n_samples)[:, None]
         return Smooth(K, y.to(dtype), torch.tensor(theta, dtype=torch.float64), torch.tensor(mu).double(), [])
+
+    @property
+    def precision(self) -> float:
+        return torch.finfo(self.K.dtype).eps
 
     @property
     def x0(self) -> Tensor:
@@ -55,7 +98,7 @@ class Smooth:
         normal = self.K.mH @ self.K
         matrix = torch.eye(x.shape[1], dtype=x.dtype) + gamma[..., None] * normal
         rhs = z + gamma * (self.K.mH @ self.y[..., None])[..., 0]
-        return torch.linalg.solve(matrix, rhs)
+        return torch.linalg.solve_ex(matrix, rhs[..., None]).result[..., 0]  # never waits for the device
 
     def select(self, samples: Tensor) -> Smooth:
         return replace(self, K=self.K[samples], y=self.y[samples])

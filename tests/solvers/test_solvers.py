@@ -1,21 +1,33 @@
 """Every solver finds the minimiser, says truthfully how well, and treats every sample by itself."""
 
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
-from elder.linalg import norm
+from elder.linalg import inner, norm
 from elder.solvers import (
+    FISTA,
     LBFGS,
     Anderson,
     BacktrackingProximalGradient,
+    Broyden,
     GradientDescent,
+    InertialProximalGradient,
+    NonmonotoneAPG,
     Picard,
+    Problem,
     ProximalGradient,
     Solver,
 )
 from elder.solvers.fixed_point import Iteration
 from tests.properties import concrete_subclasses
-from tests.solvers.problems import Smooth
+from tests.solvers.problems import Quadratic, Smooth, draw
+from tests.solvers.synchronization import Synchronizations
 
 SOLVERS = {
     "picard": Picard(3000, 1e-11, GradientDescent(0.4)),
@@ -24,7 +36,13 @@ SOLVERS = {
     "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
     "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),
     "lbfgs": LBFGS(500, 1e-11),
+    "fista": FISTA(2000, 1e-11, step_size=8.0),
+    "inertial": InertialProximalGradient(2000, 1e-11, step_size=4.0),
+    "nonmonotone": NonmonotoneAPG(3000, 1e-11),
+    "broyden": Broyden(500, 1e-11, step_size=0.4),
 }
+DESCENDING = {"backtracking", "lbfgs", "fista"}
+EXPLICIT = {name: solver for name, solver in SOLVERS.items() if solver.needs_value}
 DTYPES = (torch.float64, torch.complex128)
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 
@@ -53,7 +71,7 @@ def test_finds_the_minimiser(solver, dtype):
 @every_solver
 def test_reported_residual_is_the_true_one(solver):
     problem = Smooth.make()
-    solution = type(solver)(**{**vars(solver), "tol": 1e-3})(problem, problem.x0)
+    solution = replace(solver, tol=1e-3)(problem, problem.x0)
     true = norm(problem.grad(solution.x)) / norm(problem.grad(problem.x0))
     assert torch.allclose(solution.residual, true, rtol=1e-10)
     assert (solution.residual <= 1e-3).all() and solution.converged.all()
@@ -80,7 +98,7 @@ def test_converged_samples_cost_nothing_more(solver):
 @every_solver
 def test_stops_at_max_steps_and_says_so(solver):
     problem = Smooth.make()
-    solution = type(solver)(**{**vars(solver), "max_steps": 2})(problem, problem.x0)
+    solution = replace(solver, max_steps=2)(problem, problem.x0)
     assert not solution.converged.any()
     assert (solution.residual > 0).all()
 
@@ -94,13 +112,13 @@ def test_start_at_the_solution_costs_one_gradient(solver):
     assert (solution.n_gradients == 1).all()
 
 
-@pytest.mark.parametrize("solver", [SOLVERS["backtracking"], SOLVERS["lbfgs"]], ids=["backtracking", "lbfgs"])
+@pytest.mark.parametrize("name", sorted(DESCENDING))
 @pytest.mark.parametrize("mu", [0.1, -0.3], ids=["convex", "nonconvex"])
-def test_descent_never_increases_the_objective(solver, mu):
-    problem = Smooth.make(mu=mu)
+def test_descent_never_increases_the_objective(name, mu):
+    problem, solver = Smooth.make(mu=mu), SOLVERS[name]
     values = [problem.value(problem.x0)]
     for max_steps in range(1, 25):
-        x = type(solver)(**{**vars(solver), "max_steps": max_steps})(problem, problem.x0).x
+        x = replace(solver, max_steps=max_steps)(problem, problem.x0).x
         values.append(problem.value(x))
     values = torch.stack(values)
     assert (values.diff(dim=0) <= 1e-12 * values[:-1].abs()).all()
@@ -115,12 +133,275 @@ def test_divergence_is_an_error_that_names_the_step(iterator):
         iterator(200, 1e-9, GradientDescent(1e10))(broken, broken.x0 + 1)
 
 
-@pytest.mark.parametrize("solver", [LBFGS, BacktrackingProximalGradient])
+@pytest.mark.parametrize("solver", [type(s) for s in EXPLICIT.values()], ids=lambda s: s.__name__)
 def test_single_precision_reaches_its_tolerance(solver):
     problem = Smooth.make()
     single = type(problem)(problem.K.float(), problem.y.float(), problem.theta.float(), problem.mu.float(), [])
     solution = solver(2000, 1e-5)(single, single.x0)
     assert solution.converged.all(), solution.residual
+
+
+# The loop
+
+
+@every_solver
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_step_is_one_evaluation_and_does_not_wait_for_the_device(solver, dtype, recorded):
+    problem = Smooth.make(dtype=dtype)
+    problem.theta.requires_grad_(recorded)
+    with torch.set_grad_enabled(recorded):
+        state = solver.start(problem, problem.x0)
+        with Synchronizations() as waits:
+            for _ in range(15):
+                state = solver.step(problem, state)
+    assert waits.found == []
+    assert problem.evaluated == 16 * [3]
+    assert (state.n_gradients == 16).all()
+
+
+def test_synchronizations_are_seen():
+    x, mask = torch.ones(3), torch.ones(3) > 0
+    for wait in (
+        lambda: x[mask],
+        lambda: x.sum().item(),
+        lambda: bool(mask.all()),
+        lambda: mask.nonzero(),
+        lambda: torch.index_put(x, (mask,), x),
+        lambda: torch.linalg.solve(torch.eye(3), x),
+        lambda: torch.equal(x, x),
+    ):
+        with Synchronizations() as waits:
+            wait()
+        assert waits.count > 0
+    with Synchronizations() as waits:
+        torch.where(mask, x, 0)[torch.tensor([0, 2])]
+    assert waits.count == 0
+
+
+@every_solver
+def test_step_leaves_its_state_alone_where_gradients_are_recorded(solver):
+    problem = Smooth.make()
+    state = solver.start(problem, problem.x0)
+    for _ in range(12):
+        copies = [entry.clone() for entry in state]
+        following, again = solver.step(problem, state), solver.step(problem, state)
+        assert all(torch.equal(a, b) for a, b in zip(copies, state, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(following, again, strict=True))
+        state = following
+
+
+@every_solver
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_looking_less_often_changes_only_when_a_sample_leaves(solver, check_every):
+    solver = replace(solver, tol=1e-6, check_every=check_every)
+    problem = Smooth.make(4)
+    with Synchronizations() as waits:
+        together = solver(problem, problem.x0)
+    assert together.converged.all()
+    assert ((together.n_gradients - 1) % check_every == 0).all()
+    assert sum(problem.evaluated) == together.n_gradients.sum()
+    # three looks at numbers, and two at most for each of four samples that leave
+    assert waits.count <= 3 * (len(problem.evaluated) // check_every + 1) + 2 * 4
+    for i in range(4):
+        alone = solver(problem.select(torch.tensor([i])), problem.x0[:1])
+        assert torch.allclose(alone.x[0], together.x[i], rtol=0, atol=1e-12)
+        assert alone.n_gradients[0] == together.n_gradients[i]
+
+
+def test_max_steps_is_a_limit_however_often_the_solver_looks():
+    problem = Smooth.make()
+    solution = Picard(7, 0.0, GradientDescent(0.4), check_every=3)(problem, problem.x0)
+    assert (solution.n_gradients == 8).all()
+    assert torch.equal(solution.x, Picard(7, 0.0, GradientDescent(0.4))(problem, problem.x0).x)
+
+
+@every_solver
+@pytest.mark.parametrize("n", [5, 6])
+def test_few_batch_sizes_change_no_sample(solver, n):
+    problem = Smooth.make(n)
+    expected = solver(problem, problem.x0)
+    few = replace(problem, few_batch_sizes=True, evaluated=[])
+    solution = solver(few, few.x0)
+    assert set(few.evaluated) <= {n, 4, 2, 1}
+    assert few.evaluated == sorted(few.evaluated, reverse=True) and len(set(few.evaluated)) > 1
+    assert torch.equal(solution.n_gradients, expected.n_gradients)
+    assert torch.equal(solution.converged, expected.converged)
+    torch.testing.assert_close(solution.x, expected.x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(solution.residual, expected.residual, rtol=1e-3, atol=1e-13)
+
+
+def test_a_finished_sample_that_fills_up_the_batch_may_diverge():
+    problem = replace(Smooth.make(4), few_batch_sizes=True)
+    problem.K[0] *= 1e6
+    scale = torch.tensor([1e300, 1.0, 1.0, 1.0], dtype=torch.float64)
+    solution = Picard(3000, 1e-11, GradientDescent(0.4))(problem, problem.x0, scale=scale)
+    assert problem.evaluated[0] == problem.evaluated[40] == 4
+    assert solution.converged.all() and solution.x.isfinite().all()
+    assert torch.equal(solution.x[0], problem.x0[0]) and solution.n_gradients[0] == 1
+
+
+@every_solver
+def test_scale_replaces_the_first_residual(solver):
+    """A start that is nearly a solution is judged like the start from far away that it replaces."""
+    problem = Smooth.make()
+    cold = replace(solver, tol=1e-5)(problem, problem.x0)
+    scale = norm(problem.grad(problem.x0))
+    start = cold.x + 1e-4 * draw(3, 8, seed=6)
+    warm = replace(solver, tol=1e-5)(problem, start, scale=scale)
+    assert warm.converged.all() and (warm.n_gradients < cold.n_gradients).all()
+    torch.testing.assert_close(warm.residual, norm(problem.grad(warm.x)) / scale)
+    again = replace(solver, tol=1e-5)(problem, cold.x, scale=scale)
+    assert (again.n_gradients == 1).all() and again.converged.all()
+
+
+# Numbers
+
+
+class Rounded:
+    """A problem whose f and ∇f are computed in bfloat16."""
+
+    few_batch_sizes = False
+    symmetric = True
+
+    def __init__(self, problem: Problem, precision: float = torch.finfo(torch.bfloat16).eps) -> None:
+        self.problem, self.precision = problem, precision
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.problem.value_and_grad(x)
+        return value.bfloat16().to(value), grad.bfloat16().to(grad)
+
+    def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
+        return self.problem.proximal_gradient(x, grad, step_size)
+
+    def select(self, samples: Tensor) -> Rounded:
+        return Rounded(self.problem.select(samples), self.precision)
+
+
+@pytest.mark.parametrize("name", sorted(EXPLICIT))
+def test_values_of_low_precision_do_not_end_the_search(name):
+    problem = Smooth.make(mu=1.0)
+    solver = replace(EXPLICIT[name], tol=5e-3, max_steps=100)
+    solution = solver(Rounded(problem), problem.x0 + 3)
+    assert solution.converged.all(), solution.residual
+
+
+@pytest.mark.parametrize("name", ["anderson", "lbfgs", "broyden"])
+def test_autocast_leaves_the_solver_in_full_precision(name):
+    problem = Quadratic.make(100.0, dtype=torch.float32)
+    solver = replace(SOLVERS[name], max_steps=30, tol=1e-4)
+    expected = solver(problem, problem.x0, keep_inverse=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = solver(problem, problem.x0, keep_inverse=True)
+        assert torch.equal(found.x, expected.x)
+        if found.inverse is not None:
+            assert torch.equal(found.inverse(problem.b), expected.inverse(problem.b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("image", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("objective", [1e-8, 1.0, 1e8])
+def test_anderson_does_not_depend_on_scales(dtype, image, objective):
+    """f'(x') = c f(x'/d) has the iterates x' = dx if the step size is γd²/c; exactly, for powers of two."""
+    c, d = (2.0 ** round(math.log2(number)) for number in (objective, image))
+    if dtype == torch.float32 and (c, d) != (1, 1) and not 1e-10 < d**2 / c < 1e10:
+        pytest.skip("squares leave the range of float32")
+    problem = Quadratic.make(100.0, dtype=dtype)
+    scaled = replace(problem, diagonal=problem.diagonal * c / d**2, b=problem.b * c / d)
+    solution = Anderson(25, 0.0, GradientDescent(1.5))(problem, problem.x0)
+    other = Anderson(25, 0.0, GradientDescent(1.5 * d**2 / c))(scaled, scaled.x0)
+    assert torch.equal(other.x, d * solution.x)
+    assert (solution.residual < 0.05).all()
+
+
+# What the sources say
+
+
+def nonmonotone(problem: Smooth, x: Tensor, n_steps: int) -> tuple[list[Tensor], list[int]]:
+    """Algorithm 2 of Li and Lin with the line search of their supplement, one sample, in the order of the paper.
+
+    Also the number of evaluations up to each x_k, points that coincide with earlier ones not counted twice.
+    """
+    f, grad = (lambda u: problem.value(u).item()), problem.grad
+    eta, delta, shrink = 0.8, 1e-4, 0.5
+    z, old_x, old_y, t, old_t, q, c, alpha, n = x, x, x, 1.0, 0.0, 1.0, f(x), 1.0, 1
+    iterates, counts = [], []
+    for _ in range(n_steps):
+        y = x + old_t / t * (z - x) + (old_t - 1) / t * (x - old_x)
+        n += 0 if torch.equal(y, x) else 1
+        if len(iterates):
+            alpha = _step_size(y - old_y, grad(y) - grad(old_y), alpha)
+        while True:
+            z, n = y - alpha * grad(y), n + 1
+            needed = delta * norm(z - y).item() ** 2
+            if f(z) <= max(f(y), c) - needed:
+                break
+            alpha *= shrink
+        new = z
+        if f(z) > c - needed:
+            alpha = _step_size(x - y, grad(x) - grad(y), alpha)  # y_k takes the place of y_{k-1}: see the class
+            while True:
+                v, n = x - alpha * grad(x), n + 1
+                if f(v) <= c - delta * norm(v - x).item() ** 2:
+                    break
+                alpha *= shrink
+            new = v if f(v) <= f(z) else z
+        old_t, t = t, (math.sqrt(4 * t**2 + 1) + 1) / 2
+        q, c = eta * q + 1, (eta * q * c + f(new)) / (eta * q + 1)
+        old_y, old_x, x = y, x, new
+        iterates.append(x)
+        counts.append(n)
+    return iterates, counts
+
+
+def _step_size(s: Tensor, r: Tensor, otherwise: float) -> float:
+    curvature = inner(s, r).item()
+    return curvature / inner(r, r).item() if curvature > 0 else otherwise
+
+
+@pytest.mark.parametrize("sample", range(4))
+def test_nonmonotone_accelerated_gradient_is_the_published_one(sample):
+    problem = Smooth.make(4).select(torch.tensor([sample]))
+    iterates, counts = nonmonotone(problem, problem.x0 + 1, 12)
+    for x, n in zip(iterates, counts, strict=True):
+        solution = NonmonotoneAPG(n - 1, 0.0)(problem, problem.x0 + 1)
+        torch.testing.assert_close(solution.x, x, rtol=1e-9, atol=1e-12)
+        assert solution.n_gradients.item() == n
+
+
+# Cost
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e3])
+def test_acceleration_saves_evaluations(condition):
+    problem = Quadratic.make(condition)
+
+    def cost(solver: type[Solver], **parameters: float) -> float:
+        solution = solver(20000, 1e-4, **parameters)(problem, problem.x0)
+        assert solution.converged.all()
+        return solution.n_gradients.max().item()
+
+    plain = cost(Picard)
+    assert cost(LBFGS) < plain / 12
+    assert max(cost(FISTA), cost(InertialProximalGradient), cost(Anderson), cost(Broyden)) < plain / 6
+    assert cost(NonmonotoneAPG) < 0.8 * plain  # each of its steps is two evaluations
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lbfgs_that_remembers_all_directions_is_superlinear(dtype):
+    """On a quadratic in few dimensions, to rounding within a few times as many steps."""
+    problem = Quadratic.make(1e3, n=6, dtype=dtype)
+    solution = LBFGS(100, 1e-12, memory=20)(problem, problem.x0)
+    assert solution.converged.all() and (solution.n_gradients <= 36).all(), solution.n_gradients
+    assert not LBFGS(100, 1e-12, memory=1)(problem, problem.x0).converged.any()
+
+
+def test_first_step_finds_its_length_by_the_slopes():
+    """A rejected trial tells the curvature: a second one is enough for a quadratic of any scale down to 1/1000."""
+    for scale in (3.0, 30.0, 300.0):
+        problem = Quadratic(torch.full((1, 5), scale).double(), draw(1, 5))
+        solution = LBFGS(10, 1e-10)(problem, problem.x0)
+        assert solution.converged.all() and solution.n_gradients.item() <= 3
 
 
 def test_bad_parameters_are_refused_in_words():
@@ -132,3 +413,12 @@ def test_bad_parameters_are_refused_in_words():
         BacktrackingProximalGradient(shrink=1.5)
     with pytest.raises(ValueError, match="step_size > 0"):
         GradientDescent(-1.0)
+    with pytest.raises(ValueError, match="Picard: expected check_every >= 1, got 0"):
+        Picard(check_every=0)
+    for solver in (FISTA, InertialProximalGradient, NonmonotoneAPG):
+        with pytest.raises(ValueError, match=f"{solver.__name__}: expected step_size > 0, 0 < shrink < 1"):
+            solver(shrink=1.0)
+    with pytest.raises(ValueError, match=r"InertialProximalGradient: expected 0 <= momentum < 1, got 1\.0"):
+        InertialProximalGradient(momentum=1.0)
+    with pytest.raises(ValueError, match="Broyden: expected step_size > 0, memory >= 1 and growth >= 1"):
+        Broyden(growth=0.5)

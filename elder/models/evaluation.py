@@ -1,0 +1,65 @@
+"""How a regularizer is evaluated inside a forward solve, where no graph is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from elder.models.regularizers import Prior, Regularizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How R and ∇R are evaluated inside a forward solve; derivatives of the solution are always eager.
+
+    Args:
+        compile: Mode of `torch.compile`; "reduce-overhead" captures CUDA graphs. The batch then shrinks to powers of
+            two only, so that few variants are compiled. None: eager.
+        dtype: To what autocast lowers the network, until the relative residual has fallen to `switch`; iterates and
+            physics stay in full precision, and so does the rest of the solve, which therefore meets its tolerance.
+            None: full precision throughout.
+        switch: Relative residual down to which the lowered network is trusted.
+
+    Raises:
+        ValueError: If switch is not positive.
+    """
+
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    dtype: Literal["bfloat16", "float16"] | None = None
+    switch: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.switch <= 0:
+            raise ValueError(f"Evaluation: expected switch > 0, got {self.switch}")
+
+
+class Evaluator:
+    """A prior, evaluated as an `Evaluation` says; compiled when it is first needed.
+
+    Args:
+        prior: R.
+        evaluation: How.
+    """
+
+    def __init__(self, prior: Prior, evaluation: Evaluation) -> None:
+        self.mode = evaluation.compile
+        self._function = prior.value_and_grad if isinstance(prior, Regularizer) else prior.grad
+        if self.mode is not None:
+            self._function = torch.compile(self._function, mode=self.mode, fullgraph=True, dynamic=False)
+
+    def __call__(self, x: Tensor, sigma: Tensor | None, dtype: torch.dtype | None) -> Any:
+        """(R(x), ∇R(x)), or the field alone where there is no R, the network in dtype (None: in the ambient one)."""
+        lower = contextlib.nullcontext() if dtype is None else torch.autocast(x.device.type, dtype)
+        captured = x.is_cuda and self.mode in ("reduce-overhead", "max-autotune")
+        if captured:
+            torch.compiler.cudagraph_mark_step_begin()
+        with lower:
+            result = self._function(x, sigma)
+        if not captured:
+            return result
+        # the next replay of the graph writes where this one has written
+        return tuple(u.clone() for u in result) if isinstance(result, tuple) else result.clone()
