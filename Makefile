@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean distclean
+.PHONY: help install demo test lint bench bench-quick clean distclean
 
 PYTHON ?= python3
 # What pip is asked for to get PyTorch: a version, and an index for another build than PyPI's.
@@ -8,7 +8,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 DEMO_FLAGS ?=
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
 install: .venv/.installed ## make .venv with the tested versions; another PyTorch with TORCH="torch==… --extra-index-url …"
 
@@ -20,7 +20,7 @@ endif
 	$(PYTHON) -m venv .venv
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
 	.venv/bin/pip install -c .venv/constraints.txt $(TORCH)
-	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev]'
+	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev,bench]'
 	touch $@
 
 demo: install ## pre-train, train and test a regularizer for MRI; results in runs/demo, which is made anew
@@ -39,6 +39,14 @@ lint: install ## style, formatting, types, import layers and spelling
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 	.venv/bin/typos
+
+bench: install ## measure everything against other packages' methods, about half an hour; writes docs/performance.md
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name full
+	.venv/bin/python -m benchmarks document --name full
+
+bench-quick: install ## measure one problem with two regularizers, in three minutes; shown, and in benchmarks/results
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --problem '[denoising]' \
+		--regularizer '[wcrr, dncnn]' --size 32 --repeats 1
 
 clean: ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -291,8 +291,7 @@ class NonmonotoneAPG(Solver[_NonmonotoneState]):
 
         monitors = from_y & fits & ~enough
         point, point_grad = choose(monitors, new, y), choose(monitors, new_grad, y_grad)
-        previous, previous_grad = choose(monitors, state.y, old_y), choose(monitors, state.y_grad, old_y_grad)
-        borwein = _barzilai_borwein(point - previous, point_grad - previous_grad, state.step_size)
+        borwein = _barzilai_borwein(point - old_y, point_grad - old_y_grad, state.step_size)
         step_size = torch.where(known | monitors, borwein, state.step_size)
         rejected = torch.where(fits | at_y, 0, state.rejected + 1)
         phase = torch.where(known, 1, torch.where(advances, 0, torch.where(monitors, 2, state.phase)))

@@ -1,0 +1,1 @@
+"""What a training step and a reconstruction cost, measured against other packages' methods: `python -m benchmarks`."""
