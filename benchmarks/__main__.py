@@ -22,24 +22,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import problems, report
 from benchmarks.bed import measure_bed
+from benchmarks.evaluation import measure_evaluation
 from benchmarks.methods import LIBRARY
+from benchmarks.overhead import measure_overhead
 from benchmarks.peers import PEERS
 from benchmarks.solving import measure_solving, solvers
 from benchmarks.training import measure_training
 from elder.cli import keep_memory
 
 RESULTS = Path(__file__).parent / "results"
-Section = Literal["training", "bed", "reconstruction"]
+Section = Literal["evaluation", "bed", "overhead", "training", "reconstruction"]
 SEED = 0
 
 
 def run(
     name: str = "full",
-    sections: tuple[Section, ...] = ("bed", "training", "reconstruction"),
+    sections: tuple[Section, ...] = ("evaluation", "bed", "overhead", "training", "reconstruction"),
     problem: tuple[str, ...] = tuple(problems.ACQUISITIONS),
     regularizer: tuple[str, ...] = problems.REGULARIZERS,
     repeats: int = 3,
-    size: int = 64,
+    size: int = 48,
+    batch: int = 2,
     threads: int = 1,
 ) -> None:
     """Measure, show tables, and write benchmarks/results/NAME.json.
@@ -50,7 +53,8 @@ def run(
         problem: Inverse problems.
         regularizer: Regularizers.
         repeats: Timed runs of each variant, of which the median counts.
-        size: Side of the images in pixels.
+        size: Side of the images of training steps and reconstructions, in pixels.
+        batch: Number of them.
         threads: Threads of PyTorch.
     """
     torch.set_num_threads(threads)
@@ -61,17 +65,27 @@ def run(
     results: dict[str, Any] = {"machine": machine(threads)}
     cases = [(p, r) for p in problem for r in regularizer]
     with _progress(console) as progress:
+
+        def tell(task: Any, what: str) -> None:
+            progress.update(task, advance=1, description=what)
+            if not console.is_terminal:  # a log shows how far it is, too
+                print(what, file=sys.stderr, flush=True)  # noqa: T201
+
+        if "evaluation" in sections:
+            results["evaluation"] = measure_evaluation(regularizer, repeats)
         if "bed" in sections:
             results["bed"] = measure_bed(repeats)
+        if "overhead" in sections:
+            results["overhead"] = measure_overhead(repeats)
         if "training" in sections:
             methods = (*LIBRARY, *PEERS)
             task = progress.add_task("training", total=len(cases) * len(methods))
             results["training"] = [
                 measure_training(
-                    problems.make_case(p, r, size),
+                    problems.make_case(p, r, size, batch),
                     methods,
                     repeats,
-                    lambda what: progress.update(task, advance=1, description=what),
+                    lambda what: tell(task, what),
                 )
                 for p, r in cases
             ]
@@ -79,9 +93,9 @@ def run(
             other = progress.add_task("reconstruction", total=len(cases) * len(solvers(1.0)))
             results["reconstruction"] = [
                 measure_solving(
-                    problems.make_case(p, r, size),
+                    problems.make_case(p, r, size, batch),
                     repeats,
-                    lambda what: progress.update(other, advance=1, description=what),
+                    lambda what: tell(other, what),
                 )
                 for p, r in cases
             ]

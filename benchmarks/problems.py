@@ -101,11 +101,16 @@ class Case:
 
 
 def images(split: str, size: int = 64) -> Tensor:
-    """Central crops of the bundled MRI slices, (N, 1, size, size), in units of their volume's maximum."""
+    """Central crops of the bundled MRI slices, (N, 1, size, size), in units of their volume's maximum.
+
+    Slices that are too small are mirrored at their borders first.
+    """
     crops = []
     for name, *_, read in VOLUMES:
         if name == split:
             volume = read()
+            margins = [max(0, size - n + 1) // 2 for n in volume.shape[-2:]]
+            volume = functional.pad(volume[:, None], (margins[1],) * 2 + (margins[0],) * 2, mode="reflect")[:, 0]
             top, left = ((n - size) // 2 for n in volume.shape[-2:])
             crops.append((volume / volume.max())[:, None, top : top + size, left : left + size])
     return torch.cat(crops)
@@ -135,7 +140,7 @@ def plain_value(prior: Regularizer, x: Tensor) -> Tensor:
     return prior.value(x)
 
 
-def make_case(problem: str, prior: str, size: int = 64, batch: int = 4) -> Case:
+def make_case(problem: str, prior: str, size: int, batch: int) -> Case:
     """The test images of one problem with one regularizer: `batch` of them, evenly spaced."""
     test = images("test", size)
     chosen = torch.linspace(0, len(test) - 1, batch).round().long()

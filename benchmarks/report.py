@@ -44,7 +44,7 @@ def document(results: dict[str, Any]) -> None:
     """Write tables between the marks of docs/performance.md, and the plots beside it."""
     text = DOCUMENT.read_text()
     parts = {"machine": _machine(results["machine"])}
-    for section in ("training", "bed", "reconstruction"):
+    for section in ("evaluation", "training", "bed", "overhead", "reconstruction"):
         if section in results:
             parts[section] = "\n\n".join(_markdown(grid) for grid in grids({section: results[section]}))
     for name, content in parts.items():
@@ -60,12 +60,16 @@ def document(results: dict[str, Any]) -> None:
 
 def grids(results: dict[str, Any]) -> Iterator[Grid]:
     """The tables of all sections that were run."""
+    if "evaluation" in results:
+        yield _evaluation(results["evaluation"])
     if "training" in results:
         yield _summary(results["training"])
         for case in results["training"]:
             yield _training(case)
     if "bed" in results:
         yield _bed(results["bed"])
+    if "overhead" in results:
+        yield _overhead(results["overhead"])
     for case in results.get("reconstruction", ()):
         yield _reconstruction(case)
 
@@ -198,6 +202,26 @@ def _bed(bed: dict[str, Any]) -> Grid:
         "gradient error",
     ]
     return Grid("Untrained DnCNN, blur, λ = 0.3: relative to unrolling 20 steps", columns, rows)
+
+
+def _evaluation(rows: list[dict[str, Any]]) -> Grid:
+    names = list(rows[0]["cpu_seconds"])
+    cells = [[row["regularizer"], *(f"{1e3 * row['cpu_seconds'][name]:.1f}" for name in names)] for row in rows]
+    return Grid("CPU milliseconds of one evaluation, four images of 64 × 64", ["regularizer", *names], cells)
+
+
+def _overhead(rows: list[dict[str, Any]]) -> Grid:
+    cells = [
+        [
+            row["regularizer"],
+            *(f"{row[key]:.1f}" for key in ("n_gradients", "n_products")),
+            *(f"{row[key]:.2f}" for key in ("cpu_seconds", "wall_seconds")),
+            f"{row['outside_share']:.1%}",
+        ]
+        for row in rows
+    ]
+    columns = ["regularizer", "∇R", "products", "CPU s", "wall s", "outside network and operator"]
+    return Grid("Denoising, four images of 128 × 128, L-BFGS and CG→MINRES", columns, cells)
 
 
 def _reconstruction(case: dict[str, Any]) -> Grid:

@@ -143,7 +143,7 @@ class Reconstruction(nn.Module):
             if self.solver.needs_value:
                 raise ValueError(
                     f"Reconstruction: {type(self.solver).__name__} compares values of f, but {name} has no value; "
-                    "use Picard or Anderson"
+                    "use Picard, Anderson or Broyden"
                 )
             linear = self.backward.solver if isinstance(self.backward, Implicit) else None
             if linear is not None and linear.needs_symmetry:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import LiveBytes
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Residual, Ridge
@@ -20,37 +16,6 @@ from elder.operators import Identity, InverseProblem
 from elder.solvers import LBFGS, BackwardRule, ConjugateGradient, Implicit, JacobianFree, Picard, Unrolled
 
 PRIORS = {"ridge": Ridge, "residual": lambda: Residual(DnCNN(1, 4, 2))}
-
-
-class LiveBytes(TorchDispatchMode):
-    """The bytes that tensors made while it is active occupy `now`, and the most they have occupied, `peak`.
-
-    Sees every operation, below functional transforms and inside the backward pass.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._watched: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._watch(leaf.untyped_storage())
-        return out
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._watched:
-            self._watched.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._watched.discard(key)
-        self.now -= size
 
 
 @pytest.fixture
@@ -104,3 +69,31 @@ def test_memory_of_a_training_step_does_not_grow_with_the_number_of_steps(prior,
 @pytest.mark.parametrize("rule", [Implicit(), JacobianFree(), Unrolled()], ids=lambda rule: type(rule).__name__)
 def test_nothing_outlives_a_training_step(prior, rule):
     assert training_step(prior, rule, LBFGS, 5).now < 1000
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("prior", [Ridge(1, (4, 8, 32), 5), Residual(DnCNN(1, 32, 5))], ids=["ridge", "residual"])
+def test_a_training_step_needs_little_more_memory_than_one_recorded_gradient(prior):
+    x = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    leaf = x.clone().requires_grad_()
+    with LiveBytes() as one:
+        gradient = prior.grad(leaf)
+        gradient.sum().backward()
+        del gradient
+    model = Reconstruction(prior, LBFGS(30, 0.0), Implicit(ConjugateGradient(10, 0.0)))
+    model.zero_grad()
+    with LiveBytes() as memory:
+        model(InverseProblem(Identity(), x)).x.square().sum().backward()
+    assert memory.peak <= 1.3 * one.peak, memory.peak / one.peak
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_memory_is_flat_over_a_thousand_training_steps():
+    model = Reconstruction(Residual(DnCNN(1, 2, 1)), LBFGS(2, 0.0), Implicit(ConjugateGradient(2, 0.0)))
+    problem = InverseProblem(Identity(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    with LiveBytes() as memory:
+        levels = []
+        for _ in range(1000):
+            model(problem).x.square().sum().backward()
+            levels.append(memory.now)
+    assert len(set(levels[1:])) == 1, "the first step makes the gradients of the parameters"
