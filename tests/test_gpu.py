@@ -1,0 +1,61 @@
+"""What only a GPU can show; skipped without one."""
+
+import pytest
+import torch
+
+from elder.linalg import norm
+from elder.models.evaluation import Evaluation
+from elder.models.networks import DnCNN
+from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers import Residual, Ridge
+from elder.operators import Identity, InverseProblem
+from elder.solvers import LBFGS, Anderson, Implicit, Solver, Symmetric
+
+pytestmark = pytest.mark.gpu
+
+PRIORS = {"ridge": lambda: Ridge(1, (2, 4), 3), "residual": lambda: Residual(DnCNN(1, 8, 2))}
+
+
+def problem() -> InverseProblem:
+    y = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    return InverseProblem(Identity(), (y * torch.logspace(-1, 0.5, 5)[:, None, None, None]).cuda())
+
+
+def model(prior: str, **options) -> Reconstruction:
+    torch.manual_seed(0)
+    return Reconstruction(PRIORS[prior](), LBFGS(200, 1e-4), strength=0.3, **options).cuda()
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("solver", [LBFGS(100, 1e-4), Anderson(100, 1e-4)], ids=["lbfgs", "anderson"])
+def test_a_step_does_not_wait_for_the_device(prior: str, solver: Solver):
+    objective = model(prior).objective(problem())
+    with torch.no_grad():
+        state = solver.step(objective, solver.start(objective, problem().y))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                state = solver.step(objective, state)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert state.residual.isfinite().all()
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_rare_looks_change_nothing_but_the_number_of_steps(prior: str):
+    often, seldom = model(prior), model(prior, backward=Implicit(Symmetric(check_every=5)))
+    seldom.solver = LBFGS(200, 1e-4, check_every=5)
+    a, b = often(problem()), seldom(problem())
+    assert (norm(a.x - b.x) <= 1e-3 * norm(a.x)).all()
+    for solution in (a, b):
+        solution.x.square().sum().backward()
+    for p, q in zip(often.parameters(), seldom.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() <= 2e-2 * p.grad.norm() + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_compiled_and_captured_evaluation_is_the_eager_one(prior: str, mode):
+    compiled, eager = model(prior, evaluation=Evaluation(compile=mode)), model(prior)
+    a, b = compiled(problem()), eager(problem())
+    assert a.converged.all() and (norm(a.x - b.x) <= 1e-3 * norm(b.x)).all()
