@@ -40,13 +40,13 @@ lint: install ## style, formatting, types, import layers and spelling
 	.venv/bin/lint-imports
 	.venv/bin/typos
 
-bench: install ## measure everything against other packages' methods, about half an hour; writes docs/performance.md
+bench: install ## measure everything against other packages' methods, about an hour; writes docs/performance.md
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name full
 	.venv/bin/python -m benchmarks document --name full
 
 bench-quick: install ## measure one problem with two regularizers, in three minutes; shown, and in benchmarks/results
-	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --problem '[denoising]' \
-		--regularizer '[wcrr, dncnn]' --size 32 --repeats 1
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --sections '[bed, overhead, training, reconstruction]' \
+		--problem '[denoising]' --regularizer '[wcrr, dncnn]' --repeats 1
 
 clean: ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
