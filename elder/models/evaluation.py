@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from elder.models.regularizers import Prior, Regularizer
+
+Mode = Literal["default", "reduce-overhead", "max-autotune"]
+LowDtype = Literal["bfloat16", "float16"]
+VARIANTS = 256  # of one function, one for each shape and precision, before compiling stops being worth it
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,17 @@ class Evaluation:
         switch: Relative residual down to which the lowered network is trusted.
 
     Raises:
-        ValueError: If switch is not positive.
+        ValueError: If switch is not positive, or a name is unknown.
     """
 
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    dtype: Literal["bfloat16", "float16"] | None = None
+    compile: Mode | None = None
+    dtype: LowDtype | None = None
     switch: float = 0.05
 
     def __post_init__(self) -> None:
+        for name, value, choices in (("compile", self.compile, Mode), ("dtype", self.dtype, LowDtype)):
+            if value is not None and value not in get_args(choices):
+                raise ValueError(f"Evaluation: expected {name} to be one of {get_args(choices)} or None, got {value!r}")
         if self.switch <= 0:
             raise ValueError(f"Evaluation: expected switch > 0, got {self.switch}")
 
@@ -46,7 +53,7 @@ class Evaluator:
     """
 
     def __init__(self, prior: Prior, evaluation: Evaluation) -> None:
-        self.mode = evaluation.compile
+        self.prior, self.evaluation, self.mode = prior, evaluation, evaluation.compile
         self._function = prior.value_and_grad if isinstance(prior, Regularizer) else prior.grad
         if self.mode is not None:
             self._function = torch.compile(self._function, mode=self.mode, fullgraph=True, dynamic=False)
@@ -57,7 +64,7 @@ class Evaluator:
         captured = x.is_cuda and self.mode in ("reduce-overhead", "max-autotune")
         if captured:
             torch.compiler.cudagraph_mark_step_begin()
-        with lower:
+        with lower, torch._dynamo.config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS):
             result = self._function(x, sigma)
         if not captured:
             return result

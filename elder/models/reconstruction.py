@@ -14,7 +14,7 @@ from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
 from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity, LeastSquares
-from elder.solvers import LBFGS, BackwardRule, Implicit, Solution, Solver, Unrolled
+from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled
 
 
 class Tolerances(NamedTuple):
@@ -146,11 +146,18 @@ class Reconstruction(nn.Module):
                     "use Picard, Anderson or Broyden"
                 )
             linear = self.backward.solver if isinstance(self.backward, Implicit) else None
+            linear = self.backward.refinement if isinstance(self.backward, SHINE) else linear
             if linear is not None and linear.needs_symmetry:
                 raise ValueError(
                     f"Reconstruction: {type(linear).__name__} needs a symmetric Jacobian, but {name} "
                     "is no gradient; use GMRES"
                 )
+
+        if isinstance(self.backward, SHINE) and not self.solver.estimates_inverse:
+            raise ValueError(
+                f"Reconstruction: SHINE needs a solver that estimates (∂F/∂x)⁻¹, got {type(self.solver).__name__}; "
+                "use LBFGS or Broyden"
+            )
 
     @property
     def strength(self) -> Tensor:
@@ -188,7 +195,8 @@ class Reconstruction(nn.Module):
         lowered = replace(objective, dtype=getattr(torch, evaluation.dtype))
         with torch.no_grad():
             coarse = replace(solver, tol=max(solver.tol, evaluation.switch))(lowered, x0, scale=scale)
-        fine = rule(solver, objective, coarse.x, coarse.scale)
+        left = max(1, solver.max_steps - int(coarse.n_gradients.max()))
+        fine = rule(replace(solver, max_steps=left), objective, coarse.x, coarse.scale)
         n_gradients, n_values = coarse.n_gradients + fine.n_gradients, coarse.n_values + fine.n_values
         return fine._replace(n_gradients=n_gradients, n_values=n_values)
 
@@ -199,7 +207,10 @@ class Reconstruction(nn.Module):
         return Tolerances(self.solver.tol, rule.tolerance if isinstance(rule, Implicit) else torch.inf)
 
     def _evaluator_of_prior(self) -> Evaluator | None:
-        if self._evaluator is None and self.evaluation is not None:
+        if self.evaluation is None:
+            return None
+        known = self._evaluator
+        if known is None or known.prior is not self.prior or known.evaluation is not self.evaluation:
             self._evaluator = Evaluator(self.prior, self.evaluation)
         return self._evaluator
 

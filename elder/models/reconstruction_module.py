@@ -23,9 +23,22 @@ from elder.models.tuning import tune_strength
 from elder.models.warm_start import WarmStart
 from elder.models.weights import check_weights, read_prior
 from elder.operators.acquisition import InverseProblem
-from elder.solvers import Solution
+from elder.solvers import SHINE, Implicit, Solution
 
 LEARNED = "learned"
+
+#: What is counted over an epoch of training, and what to do about it; None: nothing need be done.
+_COUNTED = {
+    "forward": ("forward solves fell short of their tolerance", "raise max_steps or tol of the solver"),
+    "backward": (
+        "backward solves fell short of their tolerance",
+        "raise max_steps or tol of the backward rule's solver",
+    ),
+    "indefinite": (
+        "backward solves met negative curvature: the solution is a saddle, or the forward solve stopped far from it",
+        None,
+    ),
+}
 
 
 class ReconstructionModule(LightningModule):
@@ -79,7 +92,15 @@ class ReconstructionModule(LightningModule):
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
         self.tolerance = tolerance
-        if tolerance is not None:  # part of the state of training: a resumed run goes on with it
+        if tolerance is not None:
+            rule = reconstruction.backward
+            linear = rule.solver if isinstance(rule, Implicit) else None
+            if not isinstance(rule, Implicit) or not (linear is None or linear.knows_curvature):
+                raise ValueError(
+                    "ReconstructionModule: tolerance needs the backward rule Implicit with a Krylov solver, which "
+                    f"estimates the curvature, got {rule}; leave tolerance out, or use Implicit"
+                )
+            # part of the state of training: a resumed run goes on with it
             loosest = [max(tolerance.loosest, tightest) for tightest in reconstruction.tolerances]
             self.register_buffer("tolerances", torch.tensor(loosest, dtype=torch.float64))
         self._last: tuple[Solution, Tensor] | None = None
@@ -122,7 +143,9 @@ class ReconstructionModule(LightningModule):
         if last is None or report is None or report.solution is None:
             return
         adjoint = report.solution
-        n, short = len(adjoint.residual), (~adjoint.converged).sum()
+        rule = self.reconstruction.backward
+        asked = not isinstance(rule, SHINE) or rule.refinement is not None  # for a tolerance
+        n, short = len(adjoint.residual), (~adjoint.converged & asked).sum()
         self._count["backward"] += int(short)
         self._count["indefinite"] += int(adjoint.indefinite.sum())
         self.log("backward/residual", adjoint.residual.max(), batch_size=n)
@@ -147,17 +170,13 @@ class ReconstructionModule(LightningModule):
         self.tolerances.copy_(torch.tensor(updated))
 
     def on_train_epoch_end(self) -> None:
-        for place in ("forward", "backward"):
-            if self._count[place]:
-                rank_zero_warn(
-                    f"epoch {self.current_epoch}: {self._count[place]} {place} solves fell short of their tolerance; "
-                    f"raise max_steps or tol of the {place} solver"
+        counts = torch.tensor([self._count[kind] for kind in _COUNTED], device=self.device)
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # over processes
+        for (what, advice), count in zip(_COUNTED.values(), counts, strict=True):
+            if count:
+                (rank_zero_info if advice is None else rank_zero_warn)(
+                    f"epoch {self.current_epoch}: {count} {what}{'' if advice is None else f'; {advice}'}"
                 )
-        if self._count["indefinite"]:
-            rank_zero_info(
-                f"epoch {self.current_epoch}: {self._count['indefinite']} backward solves met negative curvature, "
-                "where Symmetric goes on with MINRES: a saddle, or a forward solve that stopped far from it"
-            )
         self._count.clear()
 
     def configure_optimizers(self) -> Any:

@@ -59,7 +59,8 @@ class AdaptiveTolerance:
     After every step the estimated error of the hypergradient (see `hypergradient_error`) is compared with the target:
     above it, the tolerance that contributes more is tightened; one whose part is far below is loosened. As training
     approaches a stationary point hypergradients shrink, and ever smaller residuals are needed for the same relative
-    error: the tolerances follow. (Inexact bilevel learning: Pedregosa, 2016; Ehrhardt and Roberts, 2021.)
+    error: the tolerances follow. Where the curvature nearly vanishes the estimate stays far above any target, and the
+    tolerances end as configured. (Inexact bilevel learning: Pedregosa, 2016; Ehrhardt and Roberts, 2021.)
 
     Args:
         target: Relative error of the hypergradient that is aimed at.
@@ -98,9 +99,9 @@ class AdaptiveTolerance:
 
 
 def batch_error(error: HypergradientError, report: AdjointReport) -> Tolerances:
-    """One number for a batch: samples weigh as much as their adjoint variables, unknown ones count as exact."""
+    """One number for a batch: samples weigh as much as their adjoint variables; infinite where one is unknown."""
     weight = report.adjoint_norm
     assert weight is not None
     total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-    parts = ((part.nan_to_num(0.0) * weight).sum() / total for part in error)
+    parts = (torch.where(weight > 0, part.nan_to_num(torch.inf) * weight, 0).sum() / total for part in error)
     return Tolerances(*(float(part) for part in parts))

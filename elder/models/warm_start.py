@@ -42,4 +42,5 @@ class WarmStart:
         x, scale = solution.x.detach().cpu(), solution.scale
         assert scale is not None
         for row, sample in enumerate(samples):
-            self._solutions[sample] = (x[row].clone(), scale[row].cpu())
+            known = scale[row].cpu()
+            self._solutions[sample] = (x[row].clone(), torch.where(known > 0, known, torch.nan))

@@ -90,10 +90,17 @@ class Implicit(BackwardRule):
         solver: Linear solver of the adjoint system (∂F/∂x)ᵀu = v. None chooses by the problem: Symmetric where
             F = ∇f, whose matrix is the Hessian, GMRES for anything else.
         tol: Takes the place of the linear solver's tolerance.
+
+    Raises:
+        ValueError: If tol is negative.
     """
 
     solver: LinearSolver | None = None
     tol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tol is not None and not self.tol >= 0:
+            raise ValueError(f"Implicit: expected tol >= 0, got {self.tol}")
 
     @property
     def tolerance(self) -> float:

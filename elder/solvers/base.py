@@ -127,6 +127,7 @@ class LinearSolver(ABC):
     tol: float = 1e-3
 
     needs_symmetry: ClassVar[bool] = False  # True if the method is for M = Mᴴ
+    knows_curvature: ClassVar[bool] = False  # True if `LinearSolution.curvature` is more than NaN
 
     @abstractmethod
     def __call__(self, matvec: LinearMap, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
@@ -208,10 +209,15 @@ class Solver(ABC, Generic[S]):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.max_steps < 1 or self.tol < 0:
+        if self.max_steps < 1 or not self.tol >= 0:
             raise ValueError(f"{name}: expected max_steps >= 1 and tol >= 0, got {self.max_steps} and {self.tol}")
         if self.check_every < 1:
             raise ValueError(f"{name}: expected check_every >= 1, got {self.check_every}")
+
+    @property
+    def estimates_inverse(self) -> bool:
+        """Whether `inverse` gives more than None."""
+        return type(self).inverse is not Solver.inverse
 
     @abstractmethod
     def start(self, problem: Problem, x0: Tensor) -> S:

@@ -26,6 +26,7 @@ class ConjugateGradient(CyclicSolver):
     """
 
     needs_symmetry: ClassVar[bool] = True
+    knows_curvature: ClassVar[bool] = True
     _needs_definiteness: ClassVar[bool] = True
 
     def _cycle(self, product: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> Cycle:
@@ -67,6 +68,7 @@ class MINRES(CyclicSolver):
     """Minimal residuals (Paige and Saunders, 1975), for symmetric M, definite or not."""
 
     needs_symmetry: ClassVar[bool] = True
+    knows_curvature: ClassVar[bool] = True
 
     def _cycle(self, product: LinearMap, r: Tensor, active: Tensor, target: Tensor, size: int) -> Cycle:
         eta = norm(r)
@@ -123,9 +125,8 @@ class Symmetric(LinearSolver):
     """
 
     needs_symmetry: ClassVar[bool] = True
+    knows_curvature: ClassVar[bool] = True
 
-    max_steps: int = 100
-    tol: float = 1e-3
     check_every: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -164,6 +165,8 @@ class GMRES(CyclicSolver):
     Raises:
         ValueError: If max_steps < 2, tol < 0, restart < 1 or check_every < 1.
     """
+
+    knows_curvature: ClassVar[bool] = True
 
     restart: int = 30
 

@@ -56,7 +56,7 @@ class CyclicSolver(LinearSolver):
     _needs_definiteness: ClassVar[bool] = False  # True if the method ends where it meets non-positive curvature
 
     def __post_init__(self) -> None:
-        if self.max_steps < 2 or self.tol < 0 or self.check_every < 1:
+        if self.max_steps < 2 or not self.tol >= 0 or self.check_every < 1:
             raise ValueError(
                 f"{type(self).__name__}: expected max_steps >= 2, tol >= 0 and check_every >= 1, "
                 f"got {self.max_steps}, {self.tol} and {self.check_every}"

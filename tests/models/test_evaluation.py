@@ -97,6 +97,36 @@ def test_compiled_evaluation_is_the_eager_one(prior, monkeypatch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in compiled.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_many_shapes_can_be_compiled(monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compile(f, backend="eager", fullgraph=True, dynamic=False)
+    )
+    model = reconstruction("ridge", Evaluation(compile="default"))
+    for size in range(8, 20):
+        with torch.no_grad():
+            assert model(InverseProblem(Identity(), torch.rand(1, 1, size, size))).x.shape[-1] == size
+
+
+def test_another_prior_or_evaluation_takes_effect():
+    model, P = reconstruction("ridge", Evaluation()), problem()
+    model(P)
+    model.prior = reconstruction("residual").prior
+    expected = Reconstruction(model.prior, model.solver, strength=0.3)(P)
+    assert torch.equal(model(P).x, expected.x)
+    known = model.objective(P).evaluator
+    model.evaluation = Evaluation(dtype="bfloat16")
+    assert model.objective(P).evaluator is not known
+
+
+def test_both_stages_share_the_largest_number_of_steps():
+    model = reconstruction("residual", Evaluation(dtype="bfloat16"))
+    model.solver = LBFGS(6, 0.0)
+    with torch.no_grad():
+        assert (model(problem()).n_gradients <= 8).all()
+
+
 def test_a_compiled_model_can_be_copied_and_stored():
     model = reconstruction("ridge", Evaluation(compile="default"))
     model.objective(problem())  # creates what compiles, compiles nothing yet
@@ -119,3 +149,7 @@ def test_a_field_without_a_value_is_lowered_too():
 def test_bad_arguments_are_refused_in_words():
     with pytest.raises(ValueError, match="Evaluation: expected switch > 0, got 0"):
         Evaluation(switch=0.0)
+    with pytest.raises(ValueError, match=r"expected compile to be one of .*reduce-overhead.* got 'fast'"):
+        Evaluation(compile="fast")
+    with pytest.raises(ValueError, match=r"expected dtype to be one of .*bfloat16.* got 'int8'"):
+        Evaluation(dtype="int8")

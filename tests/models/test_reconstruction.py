@@ -16,11 +16,14 @@ from elder.models.reconstruction import Objective, Reconstruction
 from elder.models.regularizers import Convex, Prior, Residual, Ridge, TotalVariation
 from elder.operators import CircularBlur, Identity, InverseProblem, LeastSquares, LinearOperator, Mask, multi_coil
 from elder.solvers import (
+    FISTA,
     GMRES,
     LBFGS,
     MINRES,
+    SHINE,
     Anderson,
     BacktrackingProximalGradient,
+    Broyden,
     ConjugateGradient,
     GradientDescent,
     Implicit,
@@ -258,6 +261,13 @@ def test_what_does_not_fit_the_prior_is_refused_in_words():
     fitting = Reconstruction(ImplicitResidual(), Picard(), gmres)
     with pytest.raises(TypeError, match="ImplicitResidual is a vector field without a value"):
         fitting.objective(InverseProblem(Identity(), torch.zeros(1, 1, 4, 4))).value(torch.zeros(1, 1, 4, 4))
+
+
+def test_shine_needs_an_estimate_and_a_refinement_that_fits():
+    with pytest.raises(ValueError, match=r"SHINE needs a solver that estimates .* got FISTA; use LBFGS or Broyden"):
+        Reconstruction(TotalVariation(), FISTA(), SHINE())
+    with pytest.raises(ValueError, match="MINRES needs a symmetric Jacobian"):
+        Reconstruction(ImplicitResidual(), Broyden(), SHINE(MINRES()))
 
 
 @pytest.mark.parametrize(("strength", "sigma"), [(-0.1, None), (0.0, None), (0.1, 0.0), (0.1, -1.0)])

@@ -1,15 +1,18 @@
 """The estimated error of a hypergradient bounds the true one where theory says so, and tolerances follow it."""
 
+import math
+
 import pytest
 import torch
 
 from elder.linalg import norm
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction, Tolerances
+from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Regularizer, Residual
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.operators import Identity, InverseProblem
-from elder.solvers import LBFGS, ConjugateGradient, Implicit, Neumann
+from elder.solvers import LBFGS, SHINE, ConjugateGradient, Implicit, JacobianFree, Neumann
 from tests.solvers.problems import draw
 
 
@@ -46,6 +49,10 @@ def test_estimate_bounds_the_error_of_a_quadratic_problem(tolerances):
     ratio = report.solution.curvature / hessian.min()
     assert (ratio >= 1 - 1e-9).all() and (ratio < 1.5).all()
     forward, backward = hypergradient_error(solution, report, truth)
+    mu, x = report.solution.curvature, solution.x.detach()
+    distance = norm(hessian * x - y) / mu / norm(x - truth)
+    torch.testing.assert_close(forward, norm(2 / 3 * (x - truth)) / (mu * norm(u)) * distance, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(backward, norm(hessian * u - 2 / 3 * (x - truth)) / (mu * norm(u)), rtol=1e-6, atol=1e-7)
     bound = forward * ratio**2 + backward * ratio
     assert (error <= bound * (1 + 1e-6)).all(), (error, bound)
     assert (bound < 30 * error + 1e-8).all(), "a bound that says nothing"
@@ -76,12 +83,21 @@ def test_batch_error_weighs_samples_by_their_adjoint_variables():
     )
 
 
-def test_a_solver_that_knows_no_curvature_counts_as_exact():
+def test_an_unknown_curvature_is_an_infinite_error():
     truth = draw(1, 1, 8, 8)
     model = Reconstruction(Quadratic(), LBFGS(500, 1e-4), Implicit(Neumann(500, 1e-6, 0.2)), strength=1.0).double()
     solution, report, _ = differentiate(model, 2 * truth, truth, Tolerances(1e-2, 1e-2))
     error = hypergradient_error(solution, report, truth)
-    assert error.forward.isnan().all() and batch_error(error, report) == (0, 0)
+    assert error.forward.isnan().all() and batch_error(error, report) == (math.inf, math.inf)
+    halved = AdaptiveTolerance().update(Tolerances(0.1, 0.1), batch_error(error, report), Tolerances(1e-4, 1e-4))
+    assert halved == (0.05, 0.05)
+
+
+def test_rules_without_a_curvature_are_refused_in_words():
+    for rule in (JacobianFree(), SHINE(), Implicit(Neumann())):
+        reconstruction = Reconstruction(Quadratic(), LBFGS(), rule)
+        with pytest.raises(ValueError, match=f"tolerance needs the backward rule Implicit.*{type(rule).__name__}"):
+            ReconstructionModule(reconstruction, tolerance=AdaptiveTolerance())
 
 
 def test_error_before_the_backward_pass_is_refused_in_words():

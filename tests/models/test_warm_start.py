@@ -66,3 +66,10 @@ def test_what_is_kept_is_a_copy_of_the_last_visit(model):
     assert torch.equal(memory.start([0], problem(1).y)[0], before) and before.any()
     memory.keep([0], solution)
     assert not memory.start([0], problem(1).y)[0].any() and len(memory) == 1
+
+
+def test_a_start_that_was_the_solution_leaves_no_scale_of_zero(model):
+    memory, zero = WarmStart(), InverseProblem(Identity(), torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+    memory.keep([0], model(zero))
+    x0, scale = memory.start([0], problem(1).y)
+    assert scale.isnan().all() and model(problem(1), (x0, scale)).converged.all()
