@@ -45,7 +45,7 @@ bench: install ## measure everything against other packages' methods, about an h
 	.venv/bin/python -m benchmarks document --name full
 
 bench-quick: install ## measure one problem with two regularizers, in three minutes; shown, and in benchmarks/results
-	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --sections '[bed, overhead, training, reconstruction]' \
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --sections '[bed, training]' \
 		--problem '[denoising]' --regularizer '[wcrr, dncnn]' --repeats 1
 
 clean: ## remove caches and builds; .venv and runs stay

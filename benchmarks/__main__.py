@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import auto_cli
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import problems, report
-from benchmarks.bed import measure_bed
+from benchmarks.bed import GAINS, measure_bed
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.methods import LIBRARY
 from benchmarks.overhead import measure_overhead
@@ -57,6 +57,20 @@ def run(
         batch: Number of them.
         threads: Threads of PyTorch.
     """
+    for what, given, known in (
+        ("problem", problem, tuple(problems.ACQUISITIONS)),
+        ("regularizer", regularizer, problems.REGULARIZERS),
+    ):
+        if unknown := set(given) - set(known):
+            raise SystemExit(f"error: {what}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if repeats < 1 or not name.replace("-", "_").isidentifier():
+        raise SystemExit(f"error: expected repeats >= 1 and a plain name, got {repeats} and {name!r}")
+    if name == "full" and (set(sections), set(problem), set(regularizer)) != (
+        set(get_args(Section)),
+        set(problems.ACQUISITIONS),
+        set(problems.REGULARIZERS),
+    ):
+        raise SystemExit("error: 'full' is the name of a run of everything; give this part another, as --name part")
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     keep_memory()
@@ -74,7 +88,7 @@ def run(
         if "evaluation" in sections:
             results["evaluation"] = measure_evaluation(regularizer, repeats)
         if "bed" in sections:
-            results["bed"] = measure_bed(repeats)
+            results["bed"] = [measure_bed(repeats, gain) for gain in GAINS]
         if "overhead" in sections:
             results["overhead"] = measure_overhead(repeats)
         if "training" in sections:
@@ -112,7 +126,10 @@ def document(name: str = "full") -> None:
     Args:
         name: Of the file.
     """
-    report.document(json.loads((RESULTS / f"{name}.json").read_text()))
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise SystemExit(f"error: {path}: expected results, found none; measure them by `run --name {name}`")
+    report.document(json.loads(path.read_text()))
 
 
 def tune(

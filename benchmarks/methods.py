@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.problems import Case
 from benchmarks.reference import parameter_gradient
+from elder.models.evaluation import Evaluation
 from elder.solvers import (
     FISTA,
     GMRES,
@@ -77,9 +78,9 @@ SolverOf = Callable[[float, float], Solver]  # (forward setting, 1/L)
 RuleOf = Callable[[float, float], BackwardRule]  # (adjoint setting, 1/L)
 
 
-def library_step(solver: Solver, rule: BackwardRule, case: Case) -> Step:
+def library_step(solver: Solver, rule: BackwardRule, case: Case, evaluation: Evaluation | None = None) -> Step:
     """A training step as the library takes it."""
-    reconstruction = case.reconstruction(solver, rule)
+    reconstruction = case.reconstruction(solver, rule, evaluation)
     solution = reconstruction(case.problem)
     gradient = parameter_gradient(case.loss(solution.x), reconstruction)
     adjoint = None if solution.adjoint is None else solution.adjoint.solution

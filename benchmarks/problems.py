@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import elder.models.regularizers  # noqa: F401 - the names that configurations use
 from elder.datamodules.bundled import VOLUMES
+from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Objective, Reconstruction
 from elder.models.regularizers import Regularizer, Residual
@@ -87,9 +88,12 @@ class Case:
         """The same case in double precision, with a copy of the regularizer; operator and noise are the same draws."""
         return replace(self, images=self.images.double(), prior=copy.deepcopy(self.prior).double())
 
-    def reconstruction(self, solver: Solver | None = None, rule: BackwardRule | None = None) -> Reconstruction:
+    def reconstruction(
+        self, solver: Solver | None = None, rule: BackwardRule | None = None, evaluation: Evaluation | None = None
+    ) -> Reconstruction:
         """The trainable reconstruction; it shares the regularizer."""
-        return Reconstruction(self.prior, solver, rule, strength=self.strength).to(self.images.dtype)
+        made = Reconstruction(self.prior, solver, rule, strength=self.strength, evaluation=evaluation)
+        return made.to(self.images.dtype)
 
     def objective(self) -> Objective:
         """f, with parameters detached from any graph but their own."""
@@ -149,11 +153,18 @@ def make_case(problem: str, prior: str, size: int, batch: int) -> Case:
     )
 
 
-def bed() -> Case:
-    """The setting of published comparisons: untrained 6-layer DnCNN, blur of one pixel, λ = 0.3, four 64×64 images."""
+def bed(gain: float = 1.0) -> Case:
+    """The setting of published comparisons: untrained 6-layer DnCNN, blur of one pixel, λ = 0.3, four 64×64 images.
+
+    Args:
+        gain: Factor of all weights: the larger, the worse the problem is conditioned.
+    """
     torch.manual_seed(0)
     test = images("test", 64)[:4]
     prior = Residual(DnCNN(channels=1, features=32, depth=5))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.mul_(gain)
     return Case("bed", Deblurring(GaussianKernel(9, 1.0), Gaussian(0.01)), test, prior, strength=0.3)
 
 

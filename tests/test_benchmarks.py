@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.bed import PUBLISHED
 from benchmarks.costs import flops, peak_bytes, region, seconds, unit
 from benchmarks.methods import LIBRARY, Method
 from benchmarks.peers import PEERS, AutomaticObjective, plain_value
@@ -201,7 +200,7 @@ def test_results_become_tables_plots_and_a_document(case, cache, monkeypatch, tm
             "machine": {"cpu": "a", "threads": 1, "torch": "b", "date": "c", "seed": 0, "commit": "d"},
             "training": training,
             "reconstruction": [measure_solving(case, repeats=1)],
-            "bed": {"methods": [], "published": PUBLISHED},
+            "bed": [{"gain": 1.35, "curvature": 0.1, "lipschitz": 1.0, "methods": []}],
         }
         results = json.loads(json.dumps(results))
         assert len(results["reconstruction"][0]["solvers"]) == len(solvers(1.0))
