@@ -137,7 +137,7 @@ def _summary(cases: list[dict[str, Any]]) -> Grid:
                 for m in (own, fixed)
             ]
         rows.append(row)
-    title = f"Cheapest step with a gradient right to {ACCURACY:.0%}; –: none within {LIMIT} times the cheapest and 300 steps"
+    title = f"Cheapest step, gradient right to {ACCURACY:.0%} (–: none within 300 steps and {LIMIT} times the cheapest)"
     columns = ["case", "∇R: elder", "others", "ratio", "ratio to the defaults"]
     columns += ["CPU s: elder", "others", "ratio", "ratio to the defaults"]
     return Grid(title, columns, rows)
