@@ -15,9 +15,10 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.costs import flops, peak_bytes, region, seconds, unit
 from benchmarks.methods import LIBRARY, Method
-from benchmarks.peers import PEERS, AutomaticObjective, plain_value
+from benchmarks.peers import PEERS, AutomaticObjective, _fixed_point, plain_value
 from benchmarks.problems import ACQUISITIONS, REGULARIZERS, STRENGTHS, Case, images, regularizer
 from benchmarks.reference import compute_reference, distance, stops_elsewhere
+from benchmarks.report import _summary
 from benchmarks.solving import measure_solving, solvers
 from benchmarks.training import attempt, good, measure_training, sweep
 from elder.models.networks import DnCNN
@@ -224,3 +225,31 @@ def test_results_become_tables_plots_and_a_document(case, cache, monkeypatch, tm
         document.write_text("no marks")
         with pytest.raises(ValueError, match="begin machine"):
             report.document(results)
+
+
+def test_cost_is_that_of_the_counted_operations(case, exact):
+    method, cost = LIBRARY[0], unit(case)
+    run = lambda: method.default(case, 1 / exact.lipschitz)  # noqa: E731
+    trial = attempt(run, case, exact, cost, cost.gradient)
+    assert trial is not None and trial.equivalents == flops(run) / cost.gradient
+
+
+def test_summary_compares_the_cheapest_by_either_cost():
+    def method(source, name, equivalents, cpu_seconds):
+        return {"source": source, "method": name, "best": {"equivalents": equivalents, "cpu_seconds": cpu_seconds}}
+
+    methods = [method("elder", "L-BFGS, CG→MINRES", 10, 3.0), method("elder", "FISTA", 8, 4.0)]
+    methods += [
+        method("a", "slow", 40, 5.0),
+        method("b", "fast", 50, 4.5),
+        {"source": "c", "method": "x", "best": None},
+    ]
+    (row,) = _summary([{"case": "one", "methods": methods}]).rows
+    assert row[1:5] == ["8.0 (FISTA)", "40.0 (slow)", "5.00", "4.00"]
+    assert row[5:] == ["3.00 (L-BFGS, CG→MINRES)", "4.50 (fast)", "1.50", "1.50"]
+
+
+def test_fixed_point_stops_at_the_mean_change_it_is_told():
+    x, steps = _fixed_point(lambda u: u / 2, torch.ones(2, 1, 2, 2), 100, 0.6)
+    assert steps == 1 and x.eq(0.5).all()
+    assert _fixed_point(lambda u: u / 2, torch.ones(2, 1, 2, 2), 7, 0.4)[1] == 7
