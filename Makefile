@@ -46,7 +46,7 @@ bench: install ## measure everything against other packages' methods, about an h
 
 bench-quick: install ## measure one problem with two regularizers, in three minutes; shown, and in benchmarks/results
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name quick --sections '[bed, training]' \
-		--problem '[denoising]' --regularizer '[wcrr, dncnn]' --repeats 1
+		--problem '[denoising]' --regularizer '[wcrr, dncnn]' --size 32 --repeats 1
 
 clean: ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
