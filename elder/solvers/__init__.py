@@ -1,6 +1,6 @@
 """Solvers of F(x) = 0 and rules to differentiate what they find. Pure: they know tensors and nothing of imaging."""
 
-from elder.solvers.accelerated import FISTA, InertialProximalGradient, NonmonotoneAPG
+from elder.solvers.accelerated import FISTA, InertialProximalGradient
 from elder.solvers.anderson import Anderson
 from elder.solvers.backward import SHINE, BackwardRule, Implicit, JacobianFree, Unrolled, adjoint_error
 from elder.solvers.base import AdjointReport, LinearSolution, LinearSolver, Problem, Solution, Solver
@@ -8,6 +8,7 @@ from elder.solvers.broyden import Broyden
 from elder.solvers.descent import LBFGS, BacktrackingProximalGradient
 from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, ProximalGradient
 from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
+from elder.solvers.nonmonotone import NonmonotoneAPG
 from elder.solvers.stationary import LinearAnderson, Neumann
 
 __all__ = [
