@@ -133,7 +133,8 @@ class ImagingDataModule(LightningDataModule):
         batch_size: Scenes per training step and process.
         eval_batch_size: Scenes per evaluation step and process.
         num_workers: Loader processes (0: load in the main process).
-        seed: Seed of order, crops, operators and noise.
+        seed: Seed of operators and noise in evaluation, and of which items are used.
+        train_seed: Seed of order, crops, operators and noise in training; null: `seed`.
     """
 
     train_data: Dataset
@@ -142,12 +143,19 @@ class ImagingDataModule(LightningDataModule):
     predict_data: Dataset
 
     def __init__(
-        self, acquisition: Acquisition, batch_size: int, eval_batch_size: int, num_workers: int, seed: int
+        self,
+        acquisition: Acquisition,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        train_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.acquisition = acquisition
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed = num_workers, seed
+        self.train_seed = seed if train_seed is None else train_seed
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_data, self.batch_size)
@@ -162,7 +170,8 @@ class ImagingDataModule(LightningDataModule):
         return self._loader(self.predict_data, self.eval_batch_size, TEST)
 
     def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> Batch:
-        generators = [generator(self.seed, key) for key in batch.key]  # type: ignore[union-attr]
+        seeds = [self.seed if key.epoch in (VALIDATION, TEST) else self.train_seed for key in batch.key]  # type: ignore
+        generators = [generator(seed, key) for seed, key in zip(seeds, batch.key, strict=True)]  # type: ignore[union-attr]
         return Batch(self.acquisition(batch.scene, generators), batch.key, batch.name)  # type: ignore[arg-type]
 
     def validation_problems(self, device: torch.device) -> list[InverseProblem]:
@@ -182,7 +191,7 @@ class ImagingDataModule(LightningDataModule):
                 f"{type(self).__name__}: expected at least {batch_size * n_replicas} training images (batch_size × "
                 f"processes), found {len(data)}; lower batch_size"  # type: ignore[arg-type]
             )
-        sampler = KeySampler(data, self.seed, n_replicas, rank, fixed)
+        sampler = KeySampler(data, self.train_seed, n_replicas, rank, fixed)
         if trainer:  # on resuming, loader processes ask for keys before Lightning sets the epoch
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore
         return DataLoader(

@@ -79,7 +79,8 @@ class BundledMRI(FastMRI):
         batch_size: Scenes per training step and process.
         eval_batch_size: Scenes per evaluation step and process.
         num_workers: Loader processes (0: load in the main process).
-        seed: Seed of order, operators and noise.
+        seed: Seed of operators and noise in evaluation.
+        train_seed: Seed of order, operators and noise in training; null: `seed`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class BundledMRI(FastMRI):
         eval_batch_size: int = 3,
         num_workers: int = 0,
         seed: int = 0,
+        train_seed: int | None = None,
     ) -> None:
         super().__init__(
             acquisition,
@@ -99,6 +101,7 @@ class BundledMRI(FastMRI):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,
+            train_seed=train_seed,
         )
 
     def prepare_data(self) -> None:

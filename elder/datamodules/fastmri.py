@@ -109,7 +109,8 @@ class FastMRI(ImagingDataModule):
         batch_size: Scenes per training step and process.
         eval_batch_size: Scenes per evaluation step and process; 1 if the volumes differ in size.
         num_workers: Loader processes (0: load in the main process).
-        seed: Seed of the training subset, order, operators and noise.
+        seed: Seed of the training subset, and of operators and noise in evaluation.
+        train_seed: Seed of order, operators and noise in training; null: `seed`.
 
     Raises:
         ValueError: If the arguments exclude each other.
@@ -129,8 +130,9 @@ class FastMRI(ImagingDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 4,
         seed: int = 0,
+        train_seed: int | None = None,
     ) -> None:
-        super().__init__(acquisition, batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(acquisition, batch_size, eval_batch_size, num_workers, seed, train_seed)
         if real_images and challenge == "multicoil":
             raise ValueError(
                 "FastMRI: expected real_images: false for multicoil k-space, got true; coil images have phase"

@@ -116,7 +116,8 @@ class Images(ImagingDataModule):
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 if their sizes differ.
         num_workers: Loader processes (0: load in the main process).
-        seed: Seed of order, patches, operators and noise.
+        seed: Seed of operators and noise in evaluation.
+        train_seed: Seed of order, patches, operators and noise in training; null: `seed`.
 
     Raises:
         ValueError: If a size or count is not positive.
@@ -137,8 +138,9 @@ class Images(ImagingDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         seed: int = 0,
+        train_seed: int | None = None,
     ) -> None:
-        super().__init__(acquisition, batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(acquisition, batch_size, eval_batch_size, num_workers, seed, train_seed)
         sides = {"patch_size": patch_size, "patches_per_image": patches_per_image, "eval_size": eval_size}
         for name, value in sides.items():
             if value is not None and value < 1:
@@ -151,7 +153,7 @@ class Images(ImagingDataModule):
         """Find the images that `stage` needs: no other folder has to exist."""
         if stage == "fit":
             source, visits = self.sources["train"], self.patches_per_image
-            self.train_data = ImageDataset(source, self.patch, self.color, visits, self.seed)
+            self.train_data = ImageDataset(source, self.patch, self.color, visits, self.train_seed)
         if stage in ("fit", "validate"):
             self.val_data = ImageDataset(self.sources["val"], self.crop, self.color)
         if stage in ("test", "predict"):
@@ -181,7 +183,8 @@ class BSD(Images):
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 for whole images, some of which stand upright.
         num_workers: Loader processes (0: load in the main process).
-        seed: Seed of order, patches, operators and noise.
+        seed: Seed of operators and noise in evaluation.
+        train_seed: Seed of order, patches, operators and noise in training; null: `seed`.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class BSD(Images):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         seed: int = 0,
+        train_seed: int | None = None,
     ) -> None:
         super().__init__(
             acquisition,
@@ -212,6 +216,7 @@ class BSD(Images):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,
+            train_seed=train_seed,
         )
 
 

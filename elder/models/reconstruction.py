@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +113,11 @@ class Reconstruction(nn.Module):
         sigma: Noise level the prior is told, in the units of the image; learnable, as its logarithm. None for
             priors that do not depend on one.
         evaluation: How R is evaluated inside the solver: compiled, in lower precision. Eager by default.
+        fixed: Which of λ and σ keep their initial value: "strength", "sigma".
 
     Raises:
-        ValueError: If λ or σ is not positive, or if the solver or the backward rule does not fit the prior.
+        ValueError: If λ or σ is not positive, if `fixed` names anything else, or if the solver or the backward rule
+            does not fit the prior.
     """
 
     def __init__(
@@ -126,16 +129,21 @@ class Reconstruction(nn.Module):
         strength: float = 0.1,
         sigma: float | None = None,
         evaluation: Evaluation | None = None,
+        fixed: Sequence[Literal["strength", "sigma"]] = (),
     ) -> None:
         super().__init__()
+        if unknown := set(fixed) - {"strength", "sigma"}:
+            raise ValueError(f"Reconstruction: expected fixed to name strength or sigma, got {', '.join(unknown)}")
         if strength <= 0 or (sigma is not None and sigma <= 0):
             raise ValueError(f"Reconstruction: expected positive strength and sigma, got {strength} and {sigma}")
         self.prior = prior
         self.solver = solver or LBFGS()
         self.backward = backward or Implicit()
         self.fidelity = fidelity or LeastSquares()
-        self.log_strength = nn.Parameter(torch.tensor(float(strength)).log())
-        self.log_sigma = None if sigma is None else nn.Parameter(torch.tensor(float(sigma)).log())
+        self.log_strength = nn.Parameter(torch.tensor(float(strength)).log(), "strength" not in fixed)
+        self.log_sigma = None
+        if sigma is not None:
+            self.log_sigma = nn.Parameter(torch.tensor(float(sigma)).log(), "sigma" not in fixed)
         self.evaluation = evaluation
         self._evaluator: Evaluator | None = None
         if not isinstance(prior, Regularizer):

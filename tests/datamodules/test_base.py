@@ -211,3 +211,18 @@ def test_nothing_is_tuned_on_the_draws_of_the_test() -> None:
     assert [key.index for key in validation.key] == [key.index for key in test.key]
     measured = [data.on_after_batch_transfer(batch, 0).problem.y for batch in (validation, test)]
     assert not torch.equal(*measured)
+
+
+def test_a_training_seed_changes_order_and_draws_of_training_alone() -> None:
+    order, draws, measured = {}, {}, {}
+    for train_seed in (None, 3, 4):
+        data = RampData(Denoising(Gaussian(0.1)), 7, 1, 0, seed=3, train_seed=train_seed)
+        data.setup("fit")
+        batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        order[train_seed] = list(batch.names)
+        draws[train_seed] = dict(zip(batch.names, batch.problem.y, strict=True))
+        measured[train_seed] = torch.stack([y for _, y, _ in problems(data, 0, 1, 1)])
+    assert order[None] == order[3] != order[4]
+    assert all(torch.equal(draws[None][name], draws[3][name]) for name in order[3])
+    assert not any(torch.equal(draws[4][name], draws[3][name]) for name in order[3])
+    assert torch.equal(measured[3], measured[4])

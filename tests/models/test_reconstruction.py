@@ -126,6 +126,24 @@ def test_gradient_in_the_strength_is_a_difference_quotient():
     torch.testing.assert_close(truth("inpainting")["log_strength"], expected, rtol=1e-6, atol=0)
 
 
+def test_what_is_fixed_has_no_gradient_and_changes_no_other():
+    p, free = problem("inpainting"), reconstruction(LBFGS(500, 1e-11), Implicit(LINEAR["cg"]))
+    fixed = Reconstruction(
+        free.prior, free.solver, free.backward, strength=0.4, sigma=0.3, fixed=["strength", "sigma"]
+    ).double()
+    loss = inner(draw(*p.y.shape, seed=4), fixed(p).x).sum()
+    loss.backward()
+    assert fixed.log_strength.grad is fixed.log_sigma.grad is None
+    expected = truth("inpainting")
+    assert_same(
+        {f"prior.{name}": parameter.grad for name, parameter in fixed.prior.named_parameters()},
+        {name: value for name, value in expected.items() if name.startswith("prior.")},
+        1e-6,
+    )
+    with pytest.raises(ValueError, match="expected fixed to name strength or sigma, got lambda"):
+        Reconstruction(free.prior, fixed=["lambda"])
+
+
 # One minimiser
 
 
