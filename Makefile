@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench bench-quick clean distclean
+.PHONY: help install demo test lint ablation bench bench-quick clean distclean
 
 PYTHON ?= python3
 # What pip is asked for to get PyTorch: a version, and an index for another build than PyPI's.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # Appended to each command of the demo, e.g. DEMO_FLAGS="--trainer.max_epochs=1".
 DEMO_FLAGS ?=
+# Of `make ablation`: a file of configs/ablations without its suffix, and --quick, or nothing for the whole study.
+STUDY ?= backward
+QUICK ?= --quick
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -20,7 +23,7 @@ endif
 	$(PYTHON) -m venv .venv
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
 	.venv/bin/pip install -c .venv/constraints.txt $(TORCH)
-	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev,bench]'
+	.venv/bin/pip install -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install ## pre-train, train and test a regularizer for MRI; results in runs/demo, which is made anew
@@ -39,6 +42,10 @@ lint: install ## style, formatting, types, import layers and spelling
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 	.venv/bin/typos
+
+ablation: install ## run a study in its quick version and report it: STUDY=backward, solver, …; QUICK= for all of it
+	.venv/bin/python main.py ablate run configs/ablations/$(STUDY).yaml $(QUICK)
+	.venv/bin/python main.py ablate report configs/ablations/$(STUDY).yaml $(QUICK)
 
 bench: install ## measure everything against other packages' methods, about an hour; writes docs/performance.md
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks run --name full

@@ -1,11 +1,24 @@
-"""Entry point: `python main.py {fit,validate,test,predict} --config configs/….yaml`; see `elder.cli`."""
+"""Entry point: `python main.py {fit,validate,test,predict} --config configs/….yaml`, see `elder.cli`.
+
+`python main.py {ablate,submit} …` plans, runs and compares many of these; see `elder.ablation.commands`.
+"""
 
 import os
+import sys
 
 if __name__ == "__main__":
     # Read when torch is loaded: threads that wait for others sleep instead of spinning. On a machine that does other
     # work beside, spinning makes a gradient ten times slower and more; on an idle one it gains nothing to speak of.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    if sys.argv[1:2] in (["ablate"], ["submit"]):  # these know files and processes only, and start in no time
+        from elder.ablation.commands import main
+
+        sys.exit(main(sys.argv[1:]))
+
+    from elder.training.signals import leave_at_once
+
+    leave_at_once()  # until the seconds of imports are over
 
     from elder.cli import main
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import netrc
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlparse
 
 import torch
 import yaml
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.plugins.io import CheckpointIO
+from torch.multiprocessing.spawn import ProcessExitedException
 
 # Imported so that configurations may name their classes without a path.
 import elder.models.networks
@@ -34,11 +37,20 @@ from elder.datamodules.base import ImagingDataModule
 from elder.models.denoising_module import DenoisingModule
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.weights import read_prior, read_scalars, write_prior
+from elder.reporting.account import has_account
 from elder.reporting.callbacks import ImagePanel, PredictionWriter, SaveConfig, TestReport
 from elder.reporting.messages import configuration_mistake, first_cause
 from elder.reporting.metrics_log import MetricsLog
+from elder.training.checkpoints import BestCheckpoint, WholeCheckpoints, check_checkpoint
+from elder.training.cost import Cost
+from elder.training.preemption import Preemption
+from elder.training.signals import STOPPED, Stopped, stop
 
 __all__ = ["ElderCLI", "main"]
+
+_MORE = (
+    "Also: `main.py ablate` plans, runs and compares many runs; `main.py submit` hands one to SLURM (each with --help)."
+)
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -61,25 +73,6 @@ class ArgumentParser(LightningArgumentParser):
             "Every argument and its meaning: --help, --model.help CLASS, --data.help CLASS, --print_config\n"
         )
         raise SystemExit(2)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best score when a run is resumed after its folder was moved.
-
-    Lightning would forget it, and write over the best checkpoint.
-    """
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = Path(self.dirpath or "") / Path(state_dict["best_model_path"]).name
-        if best.is_file():
-            score = state_dict["best_model_score"]
-            state_dict = state_dict | {
-                "dirpath": self.dirpath,
-                "best_model_path": str(best),
-                "kth_best_model_path": str(best),
-                "best_k_models": {str(best): score},
-            }
-        super().load_state_dict(state_dict)
 
 
 class ElderCLI(LightningCLI):
@@ -120,6 +113,8 @@ class ElderCLI(LightningCLI):
             raise OSError(
                 f"run_dir: expected a folder that exists or can be made, got {error}; choose another"
             ) from None
+        if path is None and SLURMEnvironment.detect() and any(Path(self._run_dir).glob("hpc_ckpt_*")):
+            raise ValueError(f"{self._run_dir}: expected no hpc_ckpt_* file, which Lightning would load; remove it")
         if path is None and self.subcommand in ("test", "predict"):
             rank_zero_info(f"no --ckpt_path: {self.subcommand} uses the weights that the model starts from")
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
@@ -146,11 +141,13 @@ class ElderCLI(LightningCLI):
         # Written after every epoch, validated or not, better or not: a resumed run loses one at most.
         folder = _checkpoint_folder(self._run_dir)
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
+        callbacks += [Cost(), Preemption(folder)]
+        kwargs["plugins"] = _plugins(configured["plugins"])
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Test without Lightning's table where the report prints a better one."""
-        verbose = kwargs.pop("verbose") and not isinstance(model, ReconstructionModule)
+        verbose = kwargs.pop("verbose") and not isinstance(model, ReconstructionModule | DenoisingModule)
         self.trainer.test(model, verbose=verbose, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -183,28 +180,47 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*there is no last checkpoint available")  # the log says so
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # as when testing into another folder
     warnings.filterwarnings("ignore", message="[\\s\\S]*was deprecated in v4.49.0")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # a login node is a machine too
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")  # exactly
     try:
-        ElderCLI(
-            LightningModule,
-            ImagingDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=ArgumentParser,
-            parser_kwargs={"allow_abbrev": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [TestReport(), ImagePanel(), PredictionWriter()]},
-            args=args,
-        )
+        with stop.listening():
+            _run(args)
+    except Stopped as stopped:
+        if rank_zero_only.rank == 0:
+            sys.stderr.write(f"{stopped.advice}\n")
+        raise SystemExit(0 if _watched() else STOPPED) from None
     except Exception as error:
+        if isinstance(error, ProcessExitedException) and error.exit_code == STOPPED:  # one that this one has forked
+            raise SystemExit(STOPPED) from None
         if os.environ.get("ELDER_TRACEBACK"):
             raise
         expected = isinstance(error, (ValueError, OSError, FloatingPointError, MisconfigurationException))
         kind = "" if expected else f"{type(error).__name__}: "
         sys.stderr.write(f"error: {kind}{first_cause(error)}\nFor the traceback: ELDER_TRACEBACK=1\n")
         raise SystemExit(1) from None
+
+
+def _run(args: list[str] | None) -> None:
+    ElderCLI(
+        LightningModule,
+        ImagingDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=ArgumentParser,
+        parser_kwargs={"allow_abbrev": False, "epilog": _MORE},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": [TestReport(), ImagePanel(), PredictionWriter()]},
+        args=args,
+    )
+
+
+def _watched() -> bool:
+    """Whether Lightning's rank zero has started this process, and would be killed if it ended with a failure."""
+    child = os.environ.get("LOCAL_RANK", "0") != "0"
+    return child and not SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 def keep_memory() -> None:
@@ -219,22 +235,18 @@ def keep_memory() -> None:
         mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that is missing, damaged, or would run code; nothing of it is executed.
+def _plugins(configured: Any) -> list[Any]:
+    """Those of the configuration, whole checkpoints, and SLURM without Lightning's requeueing.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything but tensors and plain containers.
+    Lightning would save and requeue in the handler of the signal, in the midst of a step.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check --ckpt_path")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        raise ValueError(
-            f"{path}: expected weights and plain values, found a file that is damaged or would run code "
-            f"({type(error).__name__}); use a checkpoint that `fit` wrote"
-        ) from error
+    plugins = [] if configured is None else configured if isinstance(configured, list) else [configured]
+    plugins = [*plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def _checkpoint_folder(run_dir: str) -> str:
@@ -260,16 +272,5 @@ def _loggers(run_dir: str, fit: bool) -> list[Logger]:
     loggers: list[Logger] = [MetricsLog(run_dir)]
     if fit and os.environ.get("WANDB_MODE") != "disabled":
         Path(run_dir).mkdir(parents=True, exist_ok=True)
-        loggers.append(WandbLogger(project="elder", save_dir=run_dir, offline=not _has_account()))
+        loggers.append(WandbLogger(project="elder", save_dir=run_dir, offline=not has_account()))
     return loggers
-
-
-def _has_account() -> bool:
-    """Whether W&B can log in without asking."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -19,9 +19,11 @@ from torchmetrics import Metric
 
 from elder.linalg import per_sample
 
-__all__ = ["ImageMean", "VolumeMetrics", "magnitude", "nmse", "psnr", "snr", "ssim_gaussian", "ssim_uniform"]
+__all__ = ["LEARNED", "ImageMean", "VolumeMetrics", "magnitude", "nmse", "psnr", "snr", "ssim_gaussian", "ssim_uniform"]
 
 T = TypeVar("T")
+
+LEARNED = "learned"  # the method in tables that is the run's own
 
 
 def magnitude(x: Tensor) -> Tensor:

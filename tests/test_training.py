@@ -45,7 +45,9 @@ def tensors(tree: Any, place: str = "") -> dict[str, Tensor]:
 
 
 def steps(run_dir: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(run_dir / "metrics.jsonl")]
+    """The lines that say what was learned; not when, or at what cost."""
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "cost/seconds" not in line]
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
 
 
 # Two processes with batches of b are one process with batches of 2b.

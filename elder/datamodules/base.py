@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,11 +94,21 @@ class KeySampler(DistributedSampler[Key]):
         n_replicas: Number of processes.
         rank: Which of them this is.
         fixed: In evaluation, the "epoch" of all keys, `VALIDATION` or `TEST`; None in training.
+        dealt: What was dealt of an epoch before the run was interrupted in it, and is left out when it is dealt again:
+            the epoch, and a number of items of each process.
     """
 
-    def __init__(self, data: Dataset, seed: int, n_replicas: int, rank: int, fixed: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        seed: int,
+        n_replicas: int,
+        rank: int,
+        fixed: int | None = None,
+        dealt: tuple[int, int] = (0, 0),
+    ) -> None:
         super().__init__(data, n_replicas, rank, seed=seed, drop_last=True)
-        self.fixed = fixed
+        self.fixed, self.dealt = fixed, dealt
         self.n_items = len(data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Key]:
@@ -104,7 +117,8 @@ class KeySampler(DistributedSampler[Key]):
         draws = generator(self.seed, Key(self.epoch, 0), ORDER)
         order = torch.randperm(self.n_items, generator=draws).tolist()
         own = order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]
-        return iter([Key(self.epoch, i) for i in own])
+        epoch, n_dealt = self.dealt
+        return iter([Key(self.epoch, i) for i in own[n_dealt if epoch == self.epoch else 0 :]])
 
     def __len__(self) -> int:
         return self.num_samples if self.fixed is None else len(range(self.rank, self.n_items, self.num_replicas))
@@ -191,16 +205,40 @@ class ImagingDataModule(LightningDataModule):
                 f"{type(self).__name__}: expected at least {batch_size * n_replicas} training images (batch_size × "
                 f"processes), found {len(data)}; lower batch_size"  # type: ignore[arg-type]
             )
-        sampler = KeySampler(data, self.train_seed, n_replicas, rank, fixed)
-        if trainer:  # on resuming, loader processes ask for keys before Lightning sets the epoch
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore
+        epoch, n_batches = _position(trainer.fit_loop) if trainer else (0, 0)
+        sampler = KeySampler(data, self.train_seed, n_replicas, rank, fixed, (epoch, n_batches * batch_size))
+        sampler.set_epoch(epoch)  # on resuming, loader processes ask for keys before Lightning sets it
         return DataLoader(
             data,
             batch_size=batch_size,  # by keyword: Lightning builds the loader of `predict` anew from its arguments
             sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
+            worker_init_fn=_mask_signals if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             drop_last=training,
         )
+
+
+def _position(loop: Any) -> tuple[int, int]:
+    """The epoch that Lightning's loop is about to run, and the batches of it that the checkpoint had behind it."""
+    total, current = loop.epoch_progress.total, loop.epoch_progress.current
+    within = loop.restarting and total.started == total.ready == total.processed + 1
+    return current.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
+
+
+def _mask_signals(worker: int) -> None:
+    """A loader process goes on until its own parent ends it: requests to stop are sent to all processes of a job."""
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

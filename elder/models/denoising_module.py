@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from elder.datamodules.base import Batch
 from elder.linalg import to_channels
-from elder.metrics import ImageMean, psnr, ssim_uniform
+from elder.metrics import LEARNED, ImageMean, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
 from elder.models.regularizers.base import Regularizer
 from elder.models.weights import check_weights
@@ -39,6 +41,7 @@ class DenoisingModule(LightningModule):
         self.denoiser = Denoiser(regularizer)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
+        self.n_gradients = 0  # evaluations of ∇R in training, over the samples of this process
 
     def forward(self, problem: InverseProblem) -> Tensor:
         """D(y), shape of y."""
@@ -47,6 +50,7 @@ class DenoisingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
         x = self(problem)
+        self.n_gradients += n
         loss = to_channels(x - truth).square().mean()
         if not loss.isfinite():
             raise FloatingPointError(
@@ -57,10 +61,34 @@ class DenoisingModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, "val")
+        x = self(batch.problem)
+        self._record(x, batch, "val")
+        return {"noisy": batch.problem.y, "denoised": x}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One row per method and image, and the images: the noisy one, and what was made of it."""
+        problem, truth = batch.problem, _ground_truth(batch.problem)
+        self._synchronize()
+        start = time.perf_counter()
+        x = self(problem)
+        self._synchronize()
+        seconds = {"noisy": 0.0, LEARNED: (time.perf_counter() - start) / len(batch.names)}
+        self._record(x, batch, "test")
+        images = {"noisy": problem.y, LEARNED: x}
+        rows = [
+            {
+                "method": method,
+                "image": name,
+                "psnr": psnr(x[i : i + 1], truth[i : i + 1], 1.0).item(),
+                "ssim": ssim_uniform(x[i : i + 1], truth[i : i + 1], 1.0).item(),
+                "residual": math.nan,  # no equation is solved
+                "n_gradients": int(method == LEARNED),
+                "seconds": seconds[method],
+            }
+            for method, x in images.items()
+            for i, name in enumerate(batch.names)
+        ]
+        return {"rows": rows, "images": images}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
@@ -69,16 +97,18 @@ class DenoisingModule(LightningModule):
         optimizer = self.optimizer(self.parameters())
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
-    def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
+    def _record(self, x: Tensor, batch: Batch, split: str) -> None:
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
-        x = self(problem)
         self.psnr(psnr(x, truth, 1.0))
         self.ssim(ssim_uniform(x, truth, 1.0))
         self.psnr_noisy(psnr(problem.y, truth, 1.0))
         self.log(f"{split}/psnr", self.psnr, prog_bar=True, batch_size=n)
         self.log(f"{split}/ssim", self.ssim, batch_size=n)
         self.log(f"{split}/psnr_noisy", self.psnr_noisy, batch_size=n)
-        return {"noisy": problem.y, "denoised": x}
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def _ground_truth(problem: InverseProblem) -> Tensor:

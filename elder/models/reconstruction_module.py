@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
-from elder.metrics import ImageMean, VolumeMetrics, psnr, ssim_uniform
+from elder.metrics import LEARNED, ImageMean, VolumeMetrics, psnr, ssim_uniform
 from elder.models.reconstruction import Reconstruction, Tolerances
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tuning import tune_strength
@@ -24,8 +24,6 @@ from elder.models.warm_start import WarmStart
 from elder.models.weights import check_weights, read_prior
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Implicit, Solution
-
-LEARNED = "learned"
 
 #: What is counted over an epoch of training, and what to do about it; None: nothing need be done.
 _COUNTED = {
@@ -103,6 +101,8 @@ class ReconstructionModule(LightningModule):
             # part of the state of training: a resumed run goes on with it
             loosest = [max(tolerance.loosest, tightest) for tightest in reconstruction.tolerances]
             self.register_buffer("tolerances", torch.tensor(loosest, dtype=torch.float64))
+        #: In training, over the samples of this process: evaluations of ∇R, and products of the adjoint solves.
+        self.n_gradients = 0
         self._last: tuple[Solution, Tensor] | None = None
         self._count = Counter[str]()  # of samples, over an epoch
 
@@ -129,6 +129,7 @@ class ReconstructionModule(LightningModule):
         short = (~solution.converged).sum()
         self._last = solution, truth
         self._count["forward"] += int(short)
+        self.n_gradients += int(solution.n_gradients.sum())
         self.log("train/loss", loss, batch_size=n)
         self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
         self.log("train/strength", self.reconstruction.strength, batch_size=n)
@@ -147,6 +148,7 @@ class ReconstructionModule(LightningModule):
         asked = not isinstance(rule, SHINE) or rule.refinement is not None  # for a tolerance
         n, short = len(adjoint.residual), (~adjoint.converged & asked).sum()
         self._count["backward"] += int(short)
+        self.n_gradients += int(adjoint.n_products.sum())
         self._count["indefinite"] += int(adjoint.indefinite.sum())
         self.log("backward/residual", adjoint.residual.max(), batch_size=n)
         self.log("backward/products", adjoint.n_products.mean(), prog_bar=True, batch_size=n)

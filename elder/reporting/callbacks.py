@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -19,8 +20,8 @@ from torch import Tensor
 from elder.datamodules.base import Batch, volume_and_slice
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
-from elder.metrics import magnitude
-from elder.models.reconstruction_module import LEARNED, ReconstructionModule
+from elder.metrics import LEARNED, magnitude
+from elder.reporting.images_file import TRUTH, to_array, write_images
 from elder.reporting.pictures import comparison, panel
 from elder.reporting.tables import Result, print_table, summarize, write_results
 
@@ -45,38 +46,48 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TestReport(Callback):
-    """Writes `results.csv`, `tuned.json` and `comparison.png` to the run's folder, and prints the table.
+    """Writes `results.csv`, `tuned.json`, `comparison.png` and `images.h5` to the run's folder, and prints the table.
 
-    The picture shows the image whose gain of the learned method over the best other one is the median: neither the
-    best case nor the worst.
+    It does so for modules whose test step returns rows, and images by method. The picture shows the image whose gain of
+    the learned method over the best other one is the median: neither the best case nor the worst.
 
     Args:
         max_pictures: Number of images kept in memory as candidates for the picture, per process.
+        max_images: Number of images written to `images.h5`, the first by name.
     """
 
-    def __init__(self, max_pictures: int = 64) -> None:
-        self.max_pictures = max_pictures
+    def __init__(self, max_pictures: int = 64, max_images: int = 16) -> None:
+        self.max_pictures, self.max_images = max_pictures, max_images
         self.rows: list[Result] = []
         self.images: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}  # by image, then by method
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows, self.images = [], {}
+        self.rows, self.images, self.arrays = [], {}, {}
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not isinstance(pl_module, ReconstructionModule):
+        if not isinstance(outputs, Mapping) or "rows" not in outputs:
             return
         self.rows += [Result(**row) for row in outputs["rows"]]
+        truth = batch.problem.x
+        if truth is None:
+            return
         for i, name in enumerate(batch.names):
-            if len(self.images) < self.max_pictures and batch.problem.x is not None:
+            if len(self.images) < self.max_pictures:
                 methods = {method: x[i].cpu() for method, x in outputs["images"].items()}
-                self.images[name] = batch.problem.x[i].cpu(), methods
+                self.images[name] = truth[i].cpu(), methods
+            known = {*self.arrays, name}
+            if name in sorted(known)[: self.max_images]:
+                methods = {TRUTH: truth} | outputs["images"]
+                self.arrays[name] = {method: to_array(x[i]) for method, x in methods.items()}
+                self.arrays = dict(_first(self.arrays.items(), self.max_images))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = _gather(self.rows)
-        if not isinstance(pl_module, ReconstructionModule) or not rows:
+        rows, arrays = _gather(self.rows), _gather(list(self.arrays.items()))
+        if not rows:
             return
         order = list(dict.fromkeys(row.method for row in rows))
         rows.sort(key=lambda row: (order.index(row.method), row.image))
@@ -88,10 +99,14 @@ class TestReport(Callback):
             return
         folder = Path(trainer.default_root_dir)
         write_results(folder / "results.csv", rows)
-        (folder / "tuned.json").write_text(json.dumps(pl_module.tuned, indent=2) + "\n")
+        tuned = getattr(pl_module, "tuned", {})
+        (folder / "tuned.json").write_text(json.dumps(tuned, indent=2) + "\n")
+        images = _first(arrays, self.max_images)
+        methods = dict.fromkeys(method for _, named in images for method in named)
+        write_images(folder / "images.h5", {m: {name: named[m] for name, named in images} for m in methods})
         console = Console()
         print_table(summaries, console)
-        for name, values in pl_module.tuned.items():
+        for name, values in tuned.items():
             console.print(f"{name}: strength {values['strength']:.3g}, tuned on the validation images")
         console.print(f"results: {folder / 'results.csv'}", soft_wrap=True)
         name = _median_gain([row for row in rows if row.image in self.images])
@@ -100,6 +115,10 @@ class TestReport(Callback):
             values = {row.method: row.psnr for row in rows if row.image == name}
             comparison(folder / "comparison.png", truth, methods, values)
             console.print(f"picture: {folder / 'comparison.png'} ({name})", soft_wrap=True)
+
+
+def _first(images: Iterable[tuple[str, dict[str, np.ndarray]]], n: int) -> list[tuple[str, dict[str, np.ndarray]]]:
+    return sorted(images, key=lambda image: image[0])[:n]
 
 
 def _median_gain(rows: list[Result]) -> str | None:

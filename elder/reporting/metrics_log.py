@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from argparse import Namespace
@@ -14,7 +13,9 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 
-__all__ = ["MetricsLog", "read_metrics"]
+from elder.reporting.metrics_file import append_line, encode, last_values, read_lines, read_metrics
+
+__all__ = ["MetricsLog", "last_values", "read_metrics"]
 
 
 class MetricsLog(Logger):
@@ -63,9 +64,9 @@ class MetricsLog(Logger):
             metrics: Numbers or tensors of one element; "epoch" is written ahead of the others.
             step: The optimizer steps taken so far.
         """
-        values = {name: _encode(float(value)) for name, value in metrics.items() if name != "epoch"}
+        values = {name: encode(float(value)) for name, value in metrics.items() if name != "epoch"}
         epoch = {"epoch": int(metrics["epoch"])} if "epoch" in metrics else {}
-        self._append({"step": step} | epoch | {"time": round(time.time(), 3)} | values)
+        append_line(self.path, {"step": step} | epoch | {"time": round(time.time(), 3)} | values)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
@@ -76,59 +77,9 @@ class MetricsLog(Logger):
         """
         params = vars(params) if isinstance(params, Namespace) else dict(params)
         params = json.loads(json.dumps(_finite(params), default=str))
-        known = [line["hyperparameters"] for line in _lines(self.path) if "hyperparameters" in line]
+        known = [line["hyperparameters"] for line in read_lines(self.path) if "hyperparameters" in line]
         if params and known[-1:] != [params]:
-            self._append({"time": round(time.time(), 3), "hyperparameters": params})
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # torn by a kill
-                    line = b"\n" + line
-            file.write(line)
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The latest line of every (step, set of metrics), in order of steps, so that a repeated step counts once.
-
-    Torn lines are skipped; "nan", "inf" and "-inf" are numbers again.
-
-    Args:
-        path: A `metrics.jsonl`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"read_metrics: expected a file of JSON lines, got {path}, which does not exist")
-    latest: dict[tuple[int, frozenset[str]], dict[str, float]] = {}
-    for line in _lines(path):
-        if "step" in line:
-            latest[line["step"], frozenset(line)] = {name: _decode(value) for name, value in line.items()}
-    return sorted(latest.values(), key=lambda line: line["step"])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none if there is no file; a line that is not a JSON object was torn."""
-    records = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict)]
-
-
-def _encode(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-def _decode(value: float | str) -> float:
-    return float(value) if isinstance(value, str) else value
+            append_line(self.path, {"time": round(time.time(), 3), "hyperparameters": params})
 
 
 def _finite(value: Any) -> Any:
@@ -137,4 +88,4 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return _encode(value) if isinstance(value, float) else value
+    return encode(value) if isinstance(value, float) else value

@@ -1,0 +1,243 @@
+"""A study as numbers: metric → (variants, seeds, images), with NaN for what is missing, and why it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
+from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
+from elder.reporting.tables import Result
+
+if TYPE_CHECKING:
+    from elder.ablation.planning.plan import Cell, Plan
+
+__all__ = ["Comparison", "Reference", "Variant", "collect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A point of the study: its coordinates, and what became of it under each seed."""
+
+    label: str
+    coordinates: Mapping[str, str]
+    outcomes: Mapping[int, Outcome]
+
+    @property
+    def n_done(self) -> int:
+        """How many seeds have results."""
+        return sum(outcome.is_done for outcome in self.outcomes.values())
+
+    @property
+    def missing(self) -> str:
+        """What a table shows instead of numbers, or beside them: "2 of 3 seeds: failed (divergence)"; or nothing."""
+        if self.n_done == len(self.outcomes):
+            return ""
+        reasons = sorted({outcome.text for outcome in self.outcomes.values() if not outcome.is_done})
+        text = ", ".join(reasons)
+        return f"{self.n_done} of {len(self.outcomes)} seeds: {text}" if self.n_done else text
+
+    def cost(self, name: str) -> float:
+        """Mean over the seeds that are done."""
+        known = [getattr(outcome.cost, name) for outcome in self.outcomes.values() if outcome.is_done]
+        known = [value for value in known if not math.isnan(value)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A method that runs report beside their own, the same in all of them: its means over images."""
+
+    method: str
+    values: Mapping[str, float]
+    gradients: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study's results.
+
+    Attributes:
+        name: Of the study.
+        metrics: Column of results.csv → "max" or "min".
+        baseline: Coordinates of the baseline.
+        reference_values: Axis → the value that the axis's other values are compared with.
+        variants: The baseline first.
+        seeds: In order.
+        images: Those that all finished runs have, in order of name.
+        values: Metric → (variants, seeds, images).
+        references: Methods beside the learned one.
+        versions: All codes that produced what is compared.
+        hosts: Machines that did.
+        notes: What a reader must know, each a sentence.
+    """
+
+    name: str
+    metrics: Mapping[str, str]
+    baseline: Mapping[str, str]
+    reference_values: Mapping[str, str]
+    variants: Sequence[Variant]
+    seeds: Sequence[int]
+    images: Sequence[str]
+    values: Mapping[str, np.ndarray]
+    references: Sequence[Reference] = ()
+    versions: Sequence[Version] = ()
+    hosts: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)
+
+    @cached_property
+    def summaries(self) -> Mapping[str, list[Summary]]:
+        """Mean ± s.d. of every variant, by metric."""
+        return {metric: [summarize(block) for block in self.values[metric]] for metric in self.metrics}
+
+    @cached_property
+    def paired(self) -> Mapping[str, list[Paired | None]]:
+        """Every variant against the baseline, by metric; corrected within a metric."""
+        return {metric: compare(self.values[metric], way) for metric, way in self.metrics.items()}
+
+    @cached_property
+    def effects(self) -> Mapping[str, list[Effect]]:
+        """Main effects of the axes, by metric."""
+        points = [variant.coordinates for variant in self.variants]
+        return {metric: main_effects(self.values[metric], points, self.reference_values) for metric in self.metrics}
+
+    @property
+    def n_done(self) -> int:
+        """How many cells have results."""
+        return sum(variant.n_done for variant in self.variants)
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are."""
+        return sum(len(variant.outcomes) for variant in self.variants)
+
+    def curves(self, variant: Variant) -> dict[str, list[tuple[list[int], list[float]]]]:
+        """Training curves of the final stage, by metric, one per seed that has begun."""
+        curves: dict[str, list[tuple[list[int], list[float]]]] = {}
+        for outcome in variant.outcomes.values():
+            for name, curve in read_curves(outcome.folder).items():
+                curves.setdefault(name, []).append(curve)
+        return curves
+
+
+def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = None) -> Comparison:
+    """Read the folders of a study's runs.
+
+    Args:
+        plan: What was planned.
+        root: The folder that has `store`.
+        states: Of runs, by hash, as `status` finds them; by default what each run's status says.
+
+    Raises:
+        ValueError: If a metric is no column of results.csv.
+    """
+    unknown = [metric for metric in plan.metrics if metric not in COLUMNS]
+    if unknown:
+        raise ValueError(
+            f"collect: expected metrics among {', '.join(COLUMNS)}, got {', '.join(unknown)}; "
+            "change the study's metrics"
+        )
+    cells: dict[frozenset, dict[int, Cell]] = {}
+    for cell in plan.cells:
+        cells.setdefault(frozenset(cell.coordinates.items()), {})[cell.seed] = cell
+    store = Path(root) / "store"
+    variants = []
+    for point in plan.variants():
+        group = cells[frozenset(dict(point).items())]
+        outcomes = {seed: read_outcome(cell, store, states or {}) for seed, cell in sorted(group.items())}
+        variants.append(Variant(next(iter(group.values())).label, dict(point), outcomes))
+    done = [outcome for variant in variants for outcome in variant.outcomes.values() if outcome.is_done]
+    seeds = sorted({seed for variant in variants for seed in variant.outcomes})
+    images = sorted(set.intersection(*({*outcome.results} for outcome in done))) if done else []
+    values = {metric: np.full((len(variants), len(seeds), len(images)), math.nan) for metric in plan.metrics}
+    for i, variant in enumerate(variants):
+        for seed, outcome in variant.outcomes.items():
+            if outcome.is_done:
+                for metric, block in values.items():
+                    block[i, seeds.index(seed)] = [getattr(outcome.results[image], metric) for image in images]
+    versions = sorted({version for outcome in done for version in outcome.versions})
+    references, disagreeing = _references(done, images, list(plan.metrics))
+    return Comparison(
+        name=plan.name,
+        metrics=dict(plan.metrics),
+        baseline=dict(variants[0].coordinates) if variants else {},
+        reference_values={axis: plan.baseline.get(axis, values[0]) for axis, values in plan.axes.items()},
+        variants=variants,
+        seeds=seeds,
+        images=images,
+        values=values,
+        references=references,
+        versions=versions,
+        hosts=sorted({host for outcome in done for host in outcome.hosts}),
+        notes=[*_notes(variants, done, images, versions, disagreeing), *plan.notes],
+    )
+
+
+def _references(
+    done: Sequence[Outcome], images: Sequence[str], metrics: Sequence[str]
+) -> tuple[list[Reference], list[str]]:
+    """Methods whose numbers on the common images are the same in all runs, and the names of those that are not."""
+    references, disagreeing = [], []
+    shared = [name for name in (done[0].references if done else {}) if all(name in o.references for o in done)]
+    for name in shared:
+        tables = [[outcome.references[name].get(image) for image in images] for outcome in done]
+        rows = [row for row in tables[0] if row is not None]
+        if len(rows) < len(images) or not all(_agree(rows, table, metrics) for table in tables):
+            disagreeing.append(name)
+            continue
+        values = {metric: float(np.mean([getattr(row, metric) for row in rows])) for metric in metrics}
+        gradients, seconds = (float(np.mean([getattr(row, key) for row in rows])) for key in ("n_gradients", "seconds"))
+        references.append(Reference(name, values, gradients, seconds))
+    return references, disagreeing
+
+
+def _agree(rows: Sequence[Result], others: Sequence[Result | None], metrics: Sequence[str]) -> bool:
+    """Whether two runs report the same quality; time differs from run to run."""
+    compared = [metric for metric in metrics if metric != "seconds"]
+    return all(
+        other is not None
+        and np.allclose(
+            [getattr(row, m) for m in compared], [getattr(other, m) for m in compared], rtol=1e-4, equal_nan=True
+        )
+        for row, other in zip(rows, others, strict=True)
+    )
+
+
+def _notes(
+    variants: Sequence[Variant],
+    done: Sequence[Outcome],
+    images: Sequence[str],
+    versions: Sequence[Version],
+    disagreeing: Sequence[str],
+) -> list[str]:
+    notes = []
+    n_cells = sum(len(variant.outcomes) for variant in variants)
+    if len(done) < n_cells:
+        notes.append(f"{n_cells - len(done)} of {n_cells} cells have no results; they are shown as such.")
+    codes = {version.code or version.commit for version in versions}
+    if len(codes) > 1:
+        counts = {v: sum(v in outcome.versions for outcome in done) for v in versions}
+        named = ", ".join(f"{version}: {n} cell{'' if n == 1 else 's'}" for version, n in counts.items())
+        notes.append(f"The runs come from {len(codes)} versions of the code: {named}. Their comparison may be unfair.")
+    n_most = max((len(outcome.results) for outcome in done), default=0)
+    if n_most > len(images):
+        notes.append(
+            f"Runs have up to {n_most} images, but only {len(images)} are common to all; only those are compared."
+        )
+    if done and max(variant.n_done for variant in variants) == 1:
+        notes.append(
+            "One seed per variant: intervals are over images only, the training spread is unknown, "
+            "and no winner is declared."
+        )
+    if done and 0 < len(images) < 2:
+        notes.append("One image: there are no intervals.")
+    if disagreeing:
+        notes.append(f"Left out because runs disagree about them: {', '.join(disagreeing)}.")
+    return notes

@@ -1,0 +1,153 @@
+"""One run as a SLURM job of its own: a script of sbatch to be read, kept beside the run, and edited."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from elder.ablation.planning.study import Resources
+from elder.ablation.running import cluster
+from elder.ablation.running.profiles import SlurmProfile
+
+__all__ = ["folder_of", "script", "submit", "write_script"]
+
+_SCRIPT = """\
+#!/bin/bash
+# {command}
+# Submitted by `main.py submit`; edit it and submit it again with: sbatch {path}
+{directives}
+
+{setup}cd {cwd}
+run={folder}
+
+# Told to stop, a command saves its state and ends with status 75; 138 is its end if it was told before it listened. The
+# first task to end so leaves a mark and ends well: a bad end would be the end of the others, before they have saved.
+rm -f "$run/requeue"
+task='trap : USR1 TERM; "$@"; status=$?; case $status in 75|138) touch "$0/requeue";; *) exit $status;; esac'
+{first}srun --kill-on-bad-exit=1 {srun}bash -c "$task" "$run" \\
+    {python} {entry} {arguments}
+status=$?
+[[ -e $run/requeue ]] || exit $status
+
+# Back into the queue, {requeues} times at most, to go on from what was saved; not if the job is ending anyway.
+job=$SLURM_JOB_ID
+((${{SLURM_RESTART_COUNT:-0}} < {requeues})) || {{ echo "requeued {requeues} times: submit again to go on"; exit 75; }}
+until state=$(timeout 20 squeue -h -t all -j "$job" -o %T); do sleep 5; done
+[[ $state == RUNNING ]] && scontrol requeue "$job"
+exit 75
+"""
+
+
+def submit(
+    command: Sequence[str], profile: SlurmProfile, entry: Path, folder: Path, resources: Resources | None = None
+) -> str:
+    """Write the script of a run to `folder/submit.sh`, submit it, and return the number of the job.
+
+    Args:
+        command: Arguments of `main.py`: `fit --config …`.
+        profile: Settings of the cluster.
+        entry: `main.py`.
+        folder: Of the run.
+        resources: What to ask for; those of the profile, and the devices and nodes of the command, if None.
+
+    Raises:
+        OSError: If sbatch takes it not; the message is its own.
+    """
+    return cluster.submit(write_script(command, profile, entry, folder, resources))
+
+
+def write_script(
+    command: Sequence[str], profile: SlurmProfile, entry: Path, folder: Path, resources: Resources | None = None
+) -> Path:
+    """Write the script of a run to `folder/submit.sh`, and submit nothing; see `submit`."""
+    path = folder.resolve() / "submit.sh"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script(command, profile, entry, path, resources))
+    path.chmod(0o755)
+    return path
+
+
+def script(
+    command: Sequence[str], profile: SlurmProfile, entry: Path, path: Path, resources: Resources | None = None
+) -> str:
+    """The script of a run, kept at `path`; see `submit`."""
+    resources = resources or resources_of(command, profile.resources)
+    folder = path.parent
+    options = {"job-name": f"elder-{folder.name}", **profile.options(resources), "output": folder / "slurm-%j.out"}
+    arguments = [*command]
+    for key, value in (("devices", resources.devices), ("num_nodes", resources.nodes)):
+        if option(command, f"trainer.{key}") is None:
+            arguments += [f"--trainer.{key}", str(value)]
+    if option(command, "run_dir") is None and option(command, "config") is None:
+        arguments += ["--run_dir", str(folder)]
+    first = ""
+    if command and command[0] == "fit":
+        if option(command, "ckpt_path") is None:
+            arguments += ["--ckpt_path", "last"]
+        else:  # the first time from there, then from what was saved
+            first = "go_on=()\n((${SLURM_RESTART_COUNT:-0})) && go_on=(--ckpt_path last)\n"
+    words = [shlex.quote(word) for word in arguments] + (['"${go_on[@]}"'] if first else [])
+    return _SCRIPT.format(
+        command=shlex.join(["python", entry.name, *command]),
+        path=shlex.quote(str(path)),
+        directives="\n".join(
+            f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+            for name, value in options.items()
+        ),
+        setup="".join(f"{line}\n" for line in profile.setup),
+        cwd=shlex.quote(str(Path.cwd())),
+        folder=shlex.quote(str(folder)),
+        first=first,
+        srun="".join(f"{shlex.quote(o)} " for o in profile.srun),
+        python=shlex.quote(sys.executable),
+        entry=shlex.quote(str(entry.resolve())),
+        arguments="".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)[1:],
+        requeues=profile.requeues,
+    )
+
+
+def resources_of(command: Sequence[str], resources: Resources) -> Resources:
+    """Resources with the devices and nodes that a command asks for, where it does so by numbers."""
+    for name, key in (("devices", "trainer.devices"), ("nodes", "trainer.num_nodes")):
+        if (value := option(command, key)) is not None and value.isdecimal():
+            resources = replace(resources, **{name: int(value)})
+    return resources
+
+
+def folder_of(command: Sequence[str]) -> Path:
+    """The folder of the run of a command: its --run_dir, or that of its configurations.
+
+    Raises:
+        ValueError: If a configuration cannot be read.
+    """
+    if (given := option(command, "run_dir")) is not None:
+        return Path(given)
+    found = "runs/default"
+    for path in options(command, "config"):
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: expected a configuration, got {' '.join(str(error).split())}") from None
+        found = content.get("run_dir", found) if isinstance(content, dict) else found
+    return Path(found)
+
+
+def option(command: Sequence[str], key: str) -> str | None:
+    """The value that a command gives to a key last; None if it does not."""
+    return next(reversed(options(command, key)), None)
+
+
+def options(command: Sequence[str], key: str) -> list[str]:
+    """The values that a command gives to a key, in either form."""
+    values = []
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word.startswith(f"--{key}="):
+            values.append(word.partition("=")[2])
+        elif word == f"--{key}" or (key == "config" and word == "-c"):
+            values.append(following)
+    return values

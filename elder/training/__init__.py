@@ -1,0 +1,1 @@
+"""How a run of training is stopped, kept and accounted for."""
