@@ -27,6 +27,7 @@ from elder.ablation.planning.study import COMMANDS, Study, read_study
 from elder.ablation.running.folder import Liveness, RunFolder, State, state_of
 from elder.ablation.running.profiles import ProfileError, find_profile
 from elder.ablation.running.provenance import code_fingerprint
+from elder.ablation.running.renewal import begin_anew
 from elder.ablation.running.selection import matching
 from elder.ablation.running.status import Line, in_one_line, lines, table
 
@@ -160,14 +161,16 @@ def retry(file: Path, only: str | None = None, stale: bool = False, quick: bool 
     Args:
         file: The study: its YAML, or its folder below runs/studies.
         only: Runs whose name holds this, as `status` shows it, or matches it as a pattern with *.
-        stale: Also those that another version of the code has done; they begin anew.
+        stale: Also those that another version of the code has done; they begin anew, and what they left is set aside.
         quick: The study's quick version.
         root: Folder of all runs and studies.
     """
     planned, root = _found(file, quick, root)
-    chosen = _chosen(planned, root, only, (State.FAILED, State.STALE) if stale else (State.FAILED,))
-    renewed = [line for line in chosen if RunFolder(root / "store" / line.hash).renew()]
-    Console().print(f"{len(renewed)} runs can be tried again: python main.py ablate run {file}{' --quick' * quick}")
+    renewed = 0
+    for line in _chosen(planned, root, only, (State.FAILED, State.STALE) if stale else (State.FAILED,)):
+        folder = RunFolder(root / "store" / line.hash)
+        renewed += begin_anew(folder) if line.state is State.STALE else folder.renew()
+    Console().print(f"{renewed} runs can be tried again: python main.py ablate run {file}{' --quick' * quick}")
     return 0
 
 

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from elder.ablation.planning.documents import StudyError, value_name
 from elder.ablation.planning.grid import Axis, Setting
 from elder.ablation.running.executor import Ended, Executor
+from elder.ablation.running.files import check_writable
 from elder.ablation.running.folder import Liveness, RunFolder, State
 from elder.ablation.running.interruptions import interruptions
-from elder.ablation.running.manager import CANCELLED, _end, _Manager, check_writable
+from elder.ablation.running.manager import end
 from elder.ablation.running.overlays import write_overlays
 from elder.ablation.running.sharing import Share
+from elder.ablation.running.supervisor import CANCELLED, Supervisor
 from elder.ablation.running.trials import Journal, check_metric, direction, opened, suggest
 from elder.reporting.metrics_file import read_metrics
 
@@ -65,7 +67,7 @@ class _Active:
 
     trial: optuna.Trial
     cell: Cell
-    manager: _Manager
+    manager: Supervisor
     folder: RunFolder
     told: set[int]
     pruned: bool = False
@@ -110,7 +112,7 @@ def search(
             while not interrupts and searcher.look(parallel):
                 time.sleep(interval)
             if interrupts:
-                _end(executor, interrupts, report)
+                end(executor, interrupts, report)
         return searcher.best()
 
 
@@ -203,7 +205,7 @@ class _Searcher:
         self._journal.be_patient(plan.runs[cell.final].max_epochs)
         runs = list(plan.runs.values())
         share, store = Share(self._executor, self._ended), self._root / "store"
-        manager = _Manager(plan, store, share, runs, self._retries, self._report, self._liveness)
+        manager = Supervisor(plan, store, share, runs, self._retries, self._report, self._liveness)
         told = self._journal.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         active = _Active(trial, cell, manager, RunFolder(store / cell.final), set(told))
         self._report(f"trial {trial.number} ({cell.final[:8]}): {cell.label.partition(': ')[2]}")
