@@ -1,6 +1,6 @@
-"""The mathematics runs on plain torch: importing it loads no trainer and no tracker, not even through a dependency.
+"""What is imported with what, not even through a dependency: mathematics without a trainer, ablations without tensors.
 
-The static contracts (`lint-imports`) see the imports that elder's own files write; this test sees all of them.
+The static contracts (`lint-imports`) see the imports that elder's own files write; these tests see all of them.
 """
 
 import subprocess
@@ -8,13 +8,35 @@ import sys
 import tomllib
 from pathlib import Path
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+import elder.ablation
+
+ROOT = Path(__file__).parents[1]
+
+
+def contract(name: str) -> dict[str, list[str]]:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (found,) = (one for one in contracts if one["name"].startswith(name))
+    return found
+
+
+def loaded(modules: list[str]) -> set[str]:
+    """All modules that a fresh interpreter has after importing some."""
+    script = f"import sys, {', '.join(modules)}; print(*sys.modules, sep='\\n')"
+    names = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert set(modules) <= set(names)
+    return set(names)
 
 
 def test_mathematics_loads_no_lightning() -> None:
-    contracts = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"]
-    (contract,) = (c for c in contracts if "pytorch_lightning" in c.get("forbidden_modules", ()))
-    script = f"import sys, {', '.join(contract['source_modules'])}; print(*sys.modules, sep='\\n')"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert set(contract["source_modules"]) <= set(loaded)
-    assert not set(contract["forbidden_modules"]) & set(loaded)
+    of = contract("Lightning stays out")
+    assert not set(of["forbidden_modules"]) & loaded(of["source_modules"])
+
+
+def test_only_the_check_of_configurations_loads_tensors() -> None:
+    of = contract("Ablations know")
+    (package,) = elder.ablation.__path__
+    paths = (path.relative_to(ROOT).with_suffix("") for path in Path(package).rglob("*.py"))
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    checking = {f"elder.ablation.planning.{name}" for name in ("signatures", "resolution", "making")}
+    assert checking < modules
+    assert not set(of["forbidden_modules"]) & loaded(sorted(modules - checking))
