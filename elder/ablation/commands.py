@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
+import shlex
 import shutil
 import sys
 import time
@@ -24,15 +26,18 @@ from rich.markup import escape
 from elder.ablation.planning.documents import StudyError
 from elder.ablation.planning.plan import Plan, is_current, load_plan, make_plan, save_plan
 from elder.ablation.planning.study import COMMANDS, Study, read_study
+from elder.ablation.running.files import check_writable
 from elder.ablation.running.folder import Liveness, RunFolder, State, state_of
-from elder.ablation.running.profiles import ProfileError, find_profile
+from elder.ablation.running.profiles import ProfileError, SlurmProfile, find_profile
 from elder.ablation.running.provenance import code_fingerprint
 from elder.ablation.running.renewal import begin_anew
 from elder.ablation.running.selection import matching
 from elder.ablation.running.status import Line, in_one_line, lines, table
+from elder.reporting.messages import configuration_mistake
 
 if TYPE_CHECKING:
     from elder.ablation.running.executor import Executor
+    from elder.ablation.running.slurm import SlurmExecutor
 
 __all__ = ["main"]
 
@@ -51,10 +56,9 @@ def plan(file: Path, quick: bool = False, all: bool = False, root: Path = RUNS) 
         root: Folder of all runs and studies.
     """
     planned = _made(read_study(file, quick), root)
-    console = Console()
-    console.print(table(_lines(planned, root), None if all else _SHOWN))
+    _console().print(table(_lines(planned, root), None if all else _SHOWN))
     for note in planned.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        _say(f"note: {note}")
     return 0
 
 
@@ -80,12 +84,13 @@ def run(
     """
     from elder.ablation.running.manager import manage
 
+    _check_jobs(jobs)
     planned = _made(read_study(file, quick), root)
     executor = _executor(planned, profile, jobs, root)
     with _reporting(planned, root) as report:
         counts = manage(planned, root / "store", executor, only, retries, report)
     found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    Console().print(f"{planned.name}: {found}; compare: python main.py ablate report {file}{' --quick' * quick}")
+    _say(f"{planned.name}: {found}; compare: {_command('report', file, quick, root)}")
     return 0 if set(counts) <= {State.DONE, State.STALE} else 1
 
 
@@ -102,17 +107,26 @@ def status(file: Path, watch: bool = False, all: bool = False, quick: bool = Fal
     planned, root = _found(file, quick, root)
     liveness, limit = _liveness(root), None if all else _SHOWN
     if not watch:
-        Console().print(table(_lines(planned, root, liveness), limit))
+        _console().print(table(_lines(planned, root, liveness), limit))
         return 0
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+    console = _console()
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(_lines(planned, root, liveness), limit), refresh=True)
+            fitting = max(1, console.height - 5)  # beside the head of the table and the lines below it
+            live.update(table(_lines(planned, root, liveness), None if all else min(_SHOWN, fitting)), refresh=True)
             time.sleep(2)
     return 0
 
 
-def logs(file: Path, only: str, size: int = 40, follow: bool = False, quick: bool = False, root: Path = RUNS) -> int:
-    """Show the end of the logs of runs.
+def logs(
+    file: Path,
+    only: str | None = None,
+    size: int = 40,
+    follow: bool = False,
+    quick: bool = False,
+    root: Path = RUNS,
+) -> int:
+    """Show the end of the logs of runs: by default, of those that failed or are at work.
 
     Args:
         file: The study: its YAML, or its folder below runs/studies.
@@ -123,14 +137,18 @@ def logs(file: Path, only: str, size: int = 40, follow: bool = False, quick: boo
         root: Folder of all runs and studies.
     """
     planned, root = _found(file, quick, root)
-    console = Console()
-    folders = [RunFolder(root / "store" / one.hash) for one in matching(planned, only)]
-    for folder in folders:
-        console.rule(f"{folder.path / 'log.txt'}")
-        sys.stdout.write("\n".join(folder.log().splitlines()[-size:]) + "\n")
-    if follow:
+    chosen = _chosen(planned, root, only, tuple(State) if only else (State.FAILED, State.LOST, *_AT_WORK))
+    paths = [path for line in chosen if (path := root / "store" / line.hash / "log.txt").exists()]
+    for path in paths:
+        _say(f"=== {path}")
+        for line in RunFolder(path.parent).log().splitlines()[-size:] if size > 0 else ():
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    if not paths:
+        _say("no run that is meant has a log" if only else "no run has failed or is at work; choose others with --only")
+    elif follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(folders[0].path / "log.txt")
+            _follow(paths[0])
     return 0
 
 
@@ -145,13 +163,16 @@ def cancel(file: Path, only: str | None = None, quick: bool = False, root: Path 
     """
     planned, root = _found(file, quick, root)
     chosen = _chosen(planned, root, only, _AT_WORK)
+    jobs = []
     for line in chosen:
         folder = RunFolder(root / "store" / line.hash)
         folder.cancel()
         attempt = folder.attempt(line.observation.newest)
         if attempt.executor == "slurm":
-            _executor(planned, "slurm" if planned.profile == "local" else planned.profile, None, root).cancel([attempt])
-    Console().print(f"{len(chosen)} runs are asked to stop; they do so after their present batch")
+            jobs.append(attempt)
+    if jobs:
+        _cluster(root).cancel(jobs)
+    _say(f"{len(chosen)} runs are asked to stop; they do so after their present batch")
     return 0
 
 
@@ -170,7 +191,7 @@ def retry(file: Path, only: str | None = None, stale: bool = False, quick: bool 
     for line in _chosen(planned, root, only, (State.FAILED, State.STALE) if stale else (State.FAILED,)):
         folder = RunFolder(root / "store" / line.hash)
         renewed += begin_anew(folder) if line.state is State.STALE else folder.renew()
-    Console().print(f"{renewed} runs can be tried again: python main.py ablate run {file}{' --quick' * quick}")
+    _say(f"{renewed} runs can be tried again: {_command('run', file, quick, root)}")
     return 0
 
 
@@ -185,24 +206,24 @@ def prune(file: Path, checkpoints: bool = False, yes: bool = False, quick: bool 
         root: Folder of all runs and studies.
     """
     planned, root = _found(file, quick, root)
-    store, console = root / "store", Console()
+    store = root / "store"
     if checkpoints:
-        finished = _chosen(planned, root, None, (State.DONE,))
-        found = [store / line.hash / "checkpoints" for line in finished]
+        inputs = [source for one in planned.runs.values() for source in one.inputs.values()]
+        needed = {hash for hash, part in inputs if part.startswith("checkpoints/")}
+        finished = [line.hash for line in _chosen(planned, root, None, (State.DONE,)) if line.hash not in needed]
+        found = [store / hash / "checkpoints" for hash in finished]
         found = [folder for folder in found if folder.is_dir()]
     else:
         kept = {hash for path in (root / "studies").glob("*/plan.json") for hash in load_plan(path.parent).runs}
-        found = [path for path in sorted(store.iterdir()) if path.is_dir() and path.name not in kept]
+        found = [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in kept]
         liveness = _liveness(root)
         found = [path for path in found if _observed(path, liveness) not in _AT_WORK]
     size = sum(part.stat().st_size for path in found for part in path.rglob("*") if part.is_file())
     for path in found:
-        console.print(f"{path}", soft_wrap=True)
+        _say(str(path))
         if yes:
             shutil.rmtree(path)
-    console.print(
-        f"{len(found)} folders, {size / 2**20:.1f} MiB: {'removed' if yes else 'nothing was removed, add --yes'}"
-    )
+    _say(f"{len(found)} folders, {size / 2**20:.1f} MiB: {'removed' if yes else 'nothing was removed, add --yes'}")
     return 0
 
 
@@ -225,10 +246,9 @@ def report(file: Path, out: Path | None = None, quick: bool = False, root: Path 
     folder = out or root / "studies" / planned.name / "report"
     paths = write_tables(comparison, folder)
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
-    console = Console()
     sys.stdout.write((folder / "table.md").read_text())
     for path in paths:
-        console.print(f"{path}", soft_wrap=True)
+        _say(str(path))
     return 0
 
 
@@ -284,6 +304,7 @@ def search(
     """
     from elder.ablation.running.search import search as searching
 
+    _check_jobs(jobs)
     study = read_study(file, quick)
     executor = _executor(study, profile, jobs, root)
     best = searching(study, root, executor, _say, parallel, retries)
@@ -331,15 +352,17 @@ def main(args: Sequence[str]) -> int:
     Args:
         args: The words after `main.py`.
     """
-    word, *rest = (f"{given}=true" if given in _FLAGS else given for given in args)
+    word, *rest = args
     try:
         if word == "submit":
             return _submit(rest)
-        return int(jsonargparse.auto_cli(_ABLATE, args=rest, prog=f"main.py {word}", parser_class=_Parser))  # type: ignore
+        return int(jsonargparse.auto_cli(_ABLATE, args=_flagged(rest), prog="main.py ablate", parser_class=_Parser))  # type: ignore
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("ELDER_TRACEBACK"):
             raise
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        plain = isinstance(error, OSError) and error.strerror and error.filename is None
+        text = str(error.strerror if plain else error)  # type: ignore[union-attr]
+        sys.stderr.write("".join(f"error: {line}\n" for line in text.splitlines()))
         return 2 if isinstance(error, StudyError | ProfileError) else 1
     except KeyboardInterrupt:
         return 130
@@ -349,8 +372,14 @@ class _Parser(jsonargparse.ArgumentParser):
     """Says what is wrong in a line."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        sys.stderr.write(f"error: {' '.join(message.split())}\nEvery argument and its meaning: {self.prog} --help\n")
+        program = self.prog.replace(" [options]", "")
+        text = re.sub(r"required: \w+\.", "required: ", configuration_mistake(message))
+        sys.stderr.write(f"error: {text}\nEvery argument and its meaning: {program} --help\n")
         raise SystemExit(2)
+
+
+def _flagged(words: Sequence[str]) -> list[str]:
+    return [f"{word}=true" if word in _FLAGS else word for word in words]
 
 
 def _submit(words: list[str]) -> int:
@@ -361,14 +390,18 @@ def _submit(words: list[str]) -> int:
         raise ValueError(
             f"submit: expected a command of main.py ({', '.join(COMMANDS)}), got {' '.join(own) or 'none'}"
         )
+    misplaced = [word for word in command if word.partition("=")[0] in ("--profile", "--dry_run")]
+    if misplaced:
+        raise ValueError(f"submit: expected {misplaced[0]} before {command[0]}, got it after that; move it")
     parser = _Parser(prog="main.py submit", usage="main.py submit [options] {fit,test,…} …", description=submit.__doc__)
     parser.add_function_arguments(submit, skip={"command"})
-    settings = parser.parse_args(own)
+    settings = parser.parse_args(_flagged(own))
     return submit(command, settings.profile, settings.dry_run)
 
 
 def _made(study: Study, root: Path) -> Plan:
     """The plan of a study, checked, and kept in its folder."""
+    check_writable(root)
     planned = make_plan(study)
     save_plan(planned, root)
     return planned
@@ -381,7 +414,12 @@ def _found(file: Path, quick: bool, root: Path) -> tuple[Plan, Path]:
         return planned, file.resolve().parents[1]
     study = read_study(file, quick)
     folder = root / "studies" / study.name
-    return (load_plan(folder) if is_current(folder, file, quick) else _made(study, root)), root
+    if is_current(folder, file, quick):
+        return load_plan(folder), root
+    planned = make_plan(study)
+    with contextlib.suppress(OSError):  # what can only be read is read all the same
+        save_plan(planned, root)
+    return planned, root
 
 
 def _executor(planned: Plan | Study, profile: str | None, jobs: int | None, root: Path) -> Executor:
@@ -394,7 +432,7 @@ def _executor(planned: Plan | Study, profile: str | None, jobs: int | None, root
 
     from elder.ablation.running.slurm import SlurmExecutor
 
-    settings = find_profile(name, planned.profiles, str(planned.file))
+    settings = find_profile(name, planned.profiles, str(planned.file), beside=("local",))
     return SlurmExecutor(root, _entry(), settings if jobs is None else replace(settings, max_jobs=jobs))
 
 
@@ -408,12 +446,14 @@ def _entry() -> Path:
 
 def _liveness(root: Path) -> Liveness:
     """An observer that asks SLURM where there is one."""
-    if shutil.which("squeue") is None:
-        return Liveness()
-    from elder.ablation.running.profiles import SlurmProfile
+    return Liveness() if shutil.which("squeue") is None else Liveness(ask=_cluster(root).alive)
+
+
+def _cluster(root: Path) -> SlurmExecutor:
+    """To ask for jobs and to cancel them, not to submit any."""
     from elder.ablation.running.slurm import SlurmExecutor
 
-    return Liveness(ask=SlurmExecutor(root, Path("main.py"), SlurmProfile()).alive)
+    return SlurmExecutor(root, Path("main.py"), SlurmProfile())
 
 
 def _lines(planned: Plan, root: Path, liveness: Liveness | None = None) -> list[Line]:
@@ -432,7 +472,7 @@ def _chosen(planned: Plan, root: Path, only: str | None, states: Sequence[State]
 @contextlib.contextmanager
 def _reporting(planned: Plan, root: Path) -> Iterator:
     """Events as lines; on a terminal with a live count of the runs below them."""
-    console = Console()
+    console = _console()
 
     def say(line: str) -> None:
         console.print(f"{datetime.now():%H:%M:%S} {escape(line)}", soft_wrap=True, highlight=False)
@@ -440,7 +480,7 @@ def _reporting(planned: Plan, root: Path) -> Iterator:
     if not console.is_terminal:
         yield say
         return
-    liveness = Liveness()
+    liveness = _liveness(root)
     with Live(
         console=console,
         get_renderable=lambda: in_one_line(_lines(planned, root, liveness)),
@@ -452,6 +492,22 @@ def _reporting(planned: Plan, root: Path) -> Iterator:
 
 def _say(line: str) -> None:
     Console().print(escape(line), soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+    """The terminal; where there is none, lines as wide as a table needs, unless COLUMNS says otherwise."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def _command(name: str, file: Path, quick: bool, root: Path) -> str:
+    """What a person types next."""
+    words = ["python", "main.py", "ablate", name, str(file), *(["--quick"] * quick)]
+    return shlex.join(words if root == RUNS else [*words, "--root", str(root)])
+
+
+def _check_jobs(jobs: int | None) -> None:
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
 
 
 def _follow(path: Path) -> None:

@@ -23,6 +23,9 @@ from elder.reporting.metrics_file import last_values
 __all__ = ["Commands", "ConfigurationError"]
 
 
+_PROGRESS = ("epoch", "epochs", "psnr")
+
+
 class ConfigurationError(ValueError):
     """The run cannot be started like this, however often it is tried."""
 
@@ -45,6 +48,7 @@ class Commands:
         self._checkpoints = folder.path / "checkpoints"
         self.log = folder.path / (f"log.{launcher.rank}.txt" if launcher.rank else "log.txt")
         self._printed_from = 0
+        self._reached: dict[str, Any] | None = None  # by the training, once it is over
         self.config: dict[str, Any] = yaml.safe_load((folder.path / "planned.yaml").read_text()) or {}
 
     # Before a command.
@@ -62,6 +66,10 @@ class Commands:
         lasting = [command for command in known if command in self._run["commands"]]
         if "fit" in lasting and not (self._checkpoints / "last.ckpt").exists():
             lasting = []  # what it left is gone
+        if "fit" not in lasting:
+            self._reached = None
+        elif before is not None and "epoch" in before.progress:
+            self._reached = {name: before.progress[name] for name in _PROGRESS if name in before.progress}
         return tuple(dict.fromkeys(lasting))
 
     def repair(self, finished: Sequence[str]) -> None:
@@ -166,6 +174,8 @@ class Commands:
 
     def clean(self, command: str) -> None:
         """Remove what a finished fit needs no more: states that were saved for a job's next start."""
+        if command == "fit":
+            self._reached = self.progress()
         for path in self._folder.path.glob("hpc_ckpt_*") if command == "fit" else ():
             path.unlink(missing_ok=True)
 
@@ -178,9 +188,13 @@ class Commands:
         return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
     def progress(self) -> dict[str, Any]:
-        """How far the training has come."""
+        """How far the training has come; what is tested after it counts its epochs from 0 again."""
+        if self._reached is not None:
+            return dict(self._reached)
         values = last_values(self._folder.path / "metrics.jsonl")
-        known = {"epoch": values.get("epoch"), "epochs": self._run.get("max_epochs"), "psnr": values.get("val/psnr")}
+        known = dict(
+            zip(_PROGRESS, (values.get("epoch"), self._run.get("max_epochs"), values.get("val/psnr")), strict=True)
+        )
         return {name: value for name, value in known.items() if value is not None}
 
     def _say(self, text: str) -> None:

@@ -78,7 +78,7 @@ _LOG = [  # The first that matches a line, from the last line upwards within the
     (Kind.DISK, re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|File too large")),
     (
         Kind.DIVERGENCE,
-        re.compile(r"FloatingPointError|[Nn]on-finite|not finite|\bNaN\b.*(loss|iterate|gradient)|diverge"),
+        re.compile(r"FloatingPointError|[Nn]on-finite|(not|no longer) finite|\bNaN\b.*(loss|iterate|gradient)|diverge"),
     ),
     (
         Kind.NODE,
@@ -89,6 +89,7 @@ _LOG = [  # The first that matches a line, from the last line upwards within the
     ),
 ]
 _NOISE = re.compile(r"^(For the traceback: |Every argument and its meaning: |=== attempt |\s*$|\[?rank: ?\d+\]?\s*$)")
+_BAR = re.compile(r"^.*\d+/(?:\d+|\?) \[[^]]*\](?=\S)")  # a progress bar that no newline followed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -130,7 +131,7 @@ def classify(
         return failure(Kind.PREEMPTION, f"stopped from outside ({_ending(exit_status)})")
     if exit_status is None:
         return failure(Kind.NODE, "nobody saw it end: its process is gone, or its host")
-    for line in reversed(log.splitlines()[-40:]):
+    for line in reversed(_lines(log)[-40:]):
         for kind, pattern in _LOG:
             if pattern.search(line):
                 return failure(kind, _told(line))
@@ -154,7 +155,7 @@ def of_error(error: OSError) -> Failure:
 
 def last_line(log: str) -> str:
     """The last line of a log that says something: that of the error where there is one."""
-    lines = [line for line in log.splitlines() if not _NOISE.match(line)]
+    lines = [line for line in _lines(log) if not _NOISE.match(line)]
     errors = [line for line in lines[-40:] if line.startswith("error: ")]
     return _told((errors or lines or [""])[-1])
 
@@ -203,6 +204,10 @@ def _ending(exit_status: int | None) -> str:
         except ValueError:
             return f"ended by signal {-exit_status}"
     return f"exit status {exit_status}"
+
+
+def _lines(log: str) -> list[str]:
+    return [_BAR.sub("", line) for line in log.splitlines()]
 
 
 def _told(line: str) -> str:

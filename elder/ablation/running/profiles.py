@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -94,13 +94,19 @@ class SlurmProfile:
         return options | dict(self.sbatch)
 
 
-def find_profile(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None, where: str = "") -> SlurmProfile:
+def find_profile(
+    name: str,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    where: str = "",
+    beside: Sequence[str] = (),
+) -> SlurmProfile:
     """The profile of a name: `configs/profiles/NAME.yaml` or the file itself, under what a study says of it.
 
     Args:
         name: A name, or the path of a YAML file.
         settings: `profiles` of the study: settings by name, which go before those of the file.
         where: File of the study, for messages.
+        beside: Further names that the caller knows, for messages.
 
     Raises:
         ProfileError: If there is no such profile, or it has a mistake.
@@ -108,7 +114,7 @@ def find_profile(name: str, settings: Mapping[str, Mapping[str, Any]] | None = N
     settings = settings or {}
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file() and name not in settings and name != "slurm":
-        known = sorted({"slurm", *settings, *(p.stem for p in FOLDER.glob("*.yaml"))})
+        known = sorted({*beside, "slurm", *settings, *(p.stem for p in FOLDER.glob("*.yaml"))})
         raise ProfileError(f"profile: expected a YAML file or one of {', '.join(known)}, got {name}")
     written = _load(path) if path.is_file() else {}
     read_profile(written, str(path))  # a mistake is put down to the file it stands in

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from elder.ablation.running.failures import Failure
 from elder.ablation.running.folder import Liveness, Observation, RunFolder, State, observe
 
 if TYPE_CHECKING:
@@ -134,20 +135,20 @@ def table(found: Sequence[Line], limit: int | None = None, at_once: int | None =
         "left": [Text("" if line.seconds_left is None else duration(line.seconds_left)) for line in shown],
         "PSNR": [Text(f"{line.psnr:.2f}" if line.psnr is not None else "") for line in shown],
         "tries": [Text(str(line.observation.newest or "")) for line in shown],
-        "failure": [Text(_failure(line)) for line in shown],
+        "failure": [Text(failure.kind if (failure := _failure(line)) else "") for line in shown],
     }
     columns = {name: texts for name, texts in columns.items() if any(text.plain for text in texts)}
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in columns:
-        if name in ("variant", "failure"):
-            grid.add_column(name, overflow="fold", ratio=1)
-        else:
-            grid.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
+        justify = "right" if name in _NUMBERS else "left"
+        grid.add_column(name, no_wrap=name != "variant", overflow="fold", justify=justify)
     for cells in zip(*columns.values(), strict=True):
         grid.add_row(*cells)
     hidden = len(found) - len(shown)
     rest = [Text(f"… and {hidden} more; --all shows them", style="dim")] if hidden else []
-    return Group(grid, *rest, Text(in_one_line(found, at_once)))
+    failed = [(line, failure) for line in shown if (failure := _failure(line)) is not None]
+    why = [Text(f"{line.hash[:8]} {line.label}: {failure.message}", style="red") for line, failure in failed]
+    return Group(grid, *rest, *why, Text(in_one_line(found, at_once)))
 
 
 def duration(seconds: float) -> str:
@@ -163,10 +164,9 @@ def _epochs(progress: Mapping[str, float]) -> str:
     return f"{progress['epoch'] + 1:.0f}" + (f"/{progress['epochs']:.0f}" if progress.get("epochs") else "")
 
 
-def _failure(line: Line) -> str:
+def _failure(line: Line) -> Failure | None:
     status = line.observation.status
-    failure = status.failure if status and line.state not in _FINISHED else None
-    return f"{failure.kind}: {failure.message}" if failure else ""
+    return status.failure if status and line.state not in _FINISHED else None
 
 
 def _left(found: Sequence[Line], at_once: int | None) -> str:
