@@ -1,6 +1,6 @@
 """Entry point: `python main.py {fit,validate,test,predict} --config configs/….yaml`, see `elder.cli`.
 
-`python main.py {ablate,submit} …` plans, runs and compares many of these; see `elder.ablation.commands`.
+`python main.py {ablate,submit} …` plans, runs and compares many of these; see `elder.ablation.command_line`.
 """
 
 import os
@@ -12,7 +12,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     if sys.argv[1:2] in (["ablate"], ["submit"]):  # these know files and processes only, and start in no time
-        from elder.ablation.commands import main
+        from elder.ablation.command_line import main
 
         sys.exit(main(sys.argv[1:]))
 

@@ -46,7 +46,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 if sys.argv[1] in ("ablate", "submit"):
-    from elder.ablation.commands import main
+    from elder.ablation.command_line import main
     sys.exit(main(sys.argv[1:]))
 import yaml
 from tests.ablation import entry

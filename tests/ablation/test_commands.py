@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from elder.ablation.commands import main
+from elder.ablation.command_line import main
 from elder.ablation.planning.plan import load_plan
 from elder.ablation.running.commands import Commands
 from elder.ablation.running.folder import State, Status

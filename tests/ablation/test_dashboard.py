@@ -14,9 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from elder.ablation.comparing.dashboard import Published, publish, sync
-from elder.ablation.comparing.tracking import fingerprint
 from elder.ablation.planning.plan import Cell, Plan, Resources, Run
+from elder.ablation.publishing.dashboard import Published, publish, sync
+from elder.ablation.publishing.tracking import fingerprint
 from elder.ablation.running.folder import RunFolder, State, Status, this_process
 from elder.reporting.metrics_file import append_line
 from elder.reporting.tables import RESULT_FIELDS, Result, write_results

@@ -24,9 +24,9 @@ from elder.ablation.planning.study import read_study
 from elder.ablation.running.folder import Liveness, RunFolder, State, observe
 from elder.ablation.running.local import LocalPool
 from elder.ablation.running.manager import manage
-from elder.ablation.running.overlays import overlay
-from elder.ablation.running.search import Best, search
-from elder.ablation.running.trials import check_metric
+from elder.ablation.searching.overlays import overlay
+from elder.ablation.searching.search import Best, search
+from elder.ablation.searching.trials import check_metric
 from tests import runs
 
 ENTRY = Path(__file__).with_name("search_entry.py")

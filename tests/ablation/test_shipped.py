@@ -8,7 +8,7 @@ import pytest
 
 from elder.ablation.planning.plan import make_plan
 from elder.ablation.planning.study import read_study
-from elder.ablation.running.profiles import find_profile
+from elder.ablation.slurm.profiles import find_profile
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = sorted((CONFIGS / "ablations").glob("*.yaml"))

@@ -24,10 +24,10 @@ from elder.ablation.running.executor import Ended
 from elder.ablation.running.failures import Kind
 from elder.ablation.running.folder import RunFolder, State, observe, this_process
 from elder.ablation.running.liveness import Liveness
-from elder.ablation.running.profiles import SlurmProfile
 from elder.ablation.running.records import Attempt, Owner
-from elder.ablation.running.slurm import SlurmExecutor
-from elder.ablation.running.submissions import Submission
+from elder.ablation.slurm.executor import SlurmExecutor
+from elder.ablation.slurm.profiles import SlurmProfile
+from elder.ablation.slurm.submissions import Submission
 from elder.datamodules.fastmri_writing import write_volume
 from elder.operators.elementary import Fourier
 from tests.ablation.conftest import Slurm, until
@@ -57,7 +57,7 @@ class Manager:
 
     CODE = (
         "import pathlib, pickle, sys; from elder.ablation.running.manager import manage;"
-        "from elder.ablation.running.slurm import SlurmExecutor; from tests.ablation.plans import ENTRY, plan_of;"
+        "from elder.ablation.slurm.executor import SlurmExecutor; from tests.ablation.plans import ENTRY, plan_of;"
         "runs, profile = pickle.load(sys.stdin.buffer); root = pathlib.Path(sys.argv[1]);"
         "executor = SlurmExecutor(root, ENTRY, profile);"
         "report = lambda line: print(line, flush=True);"

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from elder.ablation.planning.study import Resources
-from elder.ablation.running import cluster
-from elder.ablation.running.profiles import ProfileError, SlurmProfile, find_profile, read_profile
-from elder.ablation.running.submit import folder_of, script, submit, write_script
+from elder.ablation.slurm import cluster
+from elder.ablation.slurm.profiles import ProfileError, SlurmProfile, find_profile, read_profile
+from elder.ablation.slurm.submit import folder_of, script, submit, write_script
 from tests.ablation.conftest import Slurm, until
 from tests.runs import ROOT, run, write_config
 

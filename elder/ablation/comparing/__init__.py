@@ -1,1 +1,1 @@
-"""From finished runs to tables, pictures and dashboards."""
+"""From finished runs to numbers, tables and a page."""

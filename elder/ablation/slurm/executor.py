@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elder.ablation.running import cluster
 from elder.ablation.running.executor import Ended
 from elder.ablation.running.failures import STOPPED, classify, last_line
 from elder.ablation.running.folder import RunFolder, SupersededError
 from elder.ablation.running.launcher import Launcher
-from elder.ablation.running.profiles import SlurmProfile
 from elder.ablation.running.records import Attempt, Owner, State, Status
-from elder.ablation.running.submissions import Element, Submissions
+from elder.ablation.slurm import cluster
+from elder.ablation.slurm.profiles import SlurmProfile
+from elder.ablation.slurm.submissions import Element, Submissions
 
 if TYPE_CHECKING:
     from elder.ablation.planning.study import Resources

@@ -25,10 +25,10 @@ from elder.ablation.running.files import check_writable
 from elder.ablation.running.folder import Liveness, RunFolder, State
 from elder.ablation.running.interruptions import interruptions
 from elder.ablation.running.manager import end
-from elder.ablation.running.overlays import write_overlays
-from elder.ablation.running.sharing import Share
 from elder.ablation.running.supervisor import CANCELLED, Supervisor
-from elder.ablation.running.trials import Journal, check_metric, direction, opened, suggest
+from elder.ablation.searching.overlays import write_overlays
+from elder.ablation.searching.sharing import Share
+from elder.ablation.searching.trials import Journal, check_metric, direction, opened, suggest
 from elder.reporting.metrics_file import read_metrics
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from elder.ablation.comparing.overview import IMAGES, axis_key, tag
-from elder.ablation.comparing.tracking import Record, pictures
+from elder.ablation.publishing.overview import IMAGES, axis_key, tag
+from elder.ablation.publishing.tracking import Record, pictures
 from elder.ablation.running.records import State
 from elder.reporting.tables import RESULT_FIELDS
 

@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from elder.ablation.comparing.overview import Overview, Saved, save, specifications
-from elder.ablation.comparing.publication import Place, last_stage, service, write_run
-from elder.ablation.comparing.tracking import Record, fingerprint, read_record
+from elder.ablation.publishing.overview import Overview, Saved, save, specifications
+from elder.ablation.publishing.publication import Place, last_stage, service, write_run
+from elder.ablation.publishing.tracking import Record, fingerprint, read_record
 from elder.ablation.running.files import read_json, replace, to_json
 from elder.ablation.running.records import State
 from elder.reporting.account import has_account

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from elder.ablation.planning.study import Resources
-from elder.ablation.running import cluster
-from elder.ablation.running.profiles import SlurmProfile
+from elder.ablation.slurm import cluster
+from elder.ablation.slurm.profiles import SlurmProfile
 
 __all__ = ["folder_of", "script", "submit", "write_script"]
 
