@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from elder.ablation import commands
+from elder.ablation import command_line
 from elder.ablation.planning.plan import load_plan, save_plan
 from elder.ablation.planning.runs import Cell, Plan, Run
 from elder.ablation.planning.study import Resources
@@ -47,7 +47,7 @@ def main(place: Path, capsys: pytest.CaptureFixture[str]) -> Ablate:
     def give(*words: str, status: int = 0) -> str:
         capsys.readouterr()
         try:
-            found = commands.main(words)
+            found = command_line.main(words)
         except SystemExit as exit:
             found = exit.code
         printed = capsys.readouterr()
@@ -216,8 +216,8 @@ def test_typos_name_the_file_and_the_key(
     assert all(line.startswith("error: ") and len(line) < 400 for line in printed.splitlines()), printed
     assert not (place / "runs" / "store").exists()
     monkeypatch.setenv("ELDER_TRACEBACK", "1")
-    with pytest.raises(commands.StudyError):
-        commands.main(["ablate", "run", "pair.yaml"])
+    with pytest.raises(command_line.StudyError):
+        command_line.main(["ablate", "run", "pair.yaml"])
 
 
 def test_submit_writes_a_script_and_help_tells_of_both(main: Ablate, place: Path) -> None:

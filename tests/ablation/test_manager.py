@@ -227,6 +227,16 @@ def test_runs_that_others_have_done_or_another_code_has(tmp_path: Path) -> None:
     assert lines == [f"{run.hash[:8]} name=a s0: done before by another version of the code"]
 
 
+def test_many_runs_that_are_done_are_counted_not_named(tmp_path: Path) -> None:
+    runs = [tiny(f"run{i}", steps=1) for i in range(9)]
+    for run in runs:
+        folder = prepared(tmp_path, run)
+        assert folder.reserve(this_process()) is not None
+        folder.write_status(Status(State.DONE, 1, finished=run.commands))
+    counts, lines = carry_out(plan_of(*runs), tmp_path)
+    assert (dict(counts), lines) == ({"done": 9}, ["9 runs: done before"])
+
+
 class Cluster:
     """An executor that keeps its jobs, runs none of them, and can be out of reach."""
 

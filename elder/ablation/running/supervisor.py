@@ -39,6 +39,7 @@ CANCELLED = "cancelled"
 """What a run counts as that somebody asked to stop while the manager was there."""
 _SETTLED = (State.DONE, State.STALE)
 _STALLS = 3  # starts in a row that got nowhere, or that never came to anything
+_NAMED = 8  # runs found to be done that are named, and not only counted
 _PAUSE = 5.0  # seconds until a submission that was refused is tried again
 
 
@@ -86,6 +87,7 @@ class Supervisor:
         self._ends: dict[str, str] = {}
         self._mine: dict[str, int] = {}  # runs that this manager has submitted, with the attempt
         self._watched: set[str] = set()
+        self._found: dict[str, list[str]] = {}  # runs that were done already, by how that is said
         self._dead: set[tuple[str, int]] = set()  # attempts of this manager that are known to be over
         self._stalls: dict[str, _Stall] = {}
         self._unsent: list[tuple[RunFolder, Attempt, Resources]] = []
@@ -112,6 +114,7 @@ class Supervisor:
         for hash in list(self._left):
             if hash not in self._mine:
                 self._consider(self._runs[hash], claims, room)
+        self._tell_found()
         self._send(claims)
 
     def counted(self) -> Counter[str]:
@@ -135,9 +138,10 @@ class Supervisor:
         observed = observe(folder, self._liveness, self._code)
         state, status = observed.state, observed.status
         if state in _SETTLED:
-            foreign = run.hash in self._watched
+            where = "elsewhere" if run.hash in self._watched else "before"
             note = " by another version of the code" if state is State.STALE else ""
-            self._settle(run.hash, state, f"done elsewhere{note}" if foreign else f"done before{note}")
+            self._found.setdefault(f"done {where}{note}", []).append(run.hash)
+            self._settle(run.hash, state)
             return
         if blocking is not None:
             self._settle(run.hash, BLOCKED, f"blocked: it needs {self._names[blocking]}, which {self._ends[blocking]}")
@@ -324,10 +328,21 @@ class Supervisor:
         if ended.hash in self._left and worth_retrying(failure, failures, self._retries):
             self._say(ended.hash, f"failed ({failure.kind}): {failure.message}; tried again")
 
-    def _settle(self, hash: str, end: str, words: str) -> None:
+    def _settle(self, hash: str, end: str, words: str = "") -> None:
         self._ends[hash] = str(end)
         self._left.pop(hash, None)
-        self._say(hash, words)
+        if words:
+            self._say(hash, words)
+
+    def _tell_found(self) -> None:
+        """Name the runs that were found to be done, or count them where they are many."""
+        for words, hashes in self._found.items():
+            if len(hashes) > _NAMED:
+                self._report(f"{len(hashes)} runs: {words}")
+            else:
+                for hash in hashes:
+                    self._say(hash, words)
+        self._found.clear()
 
     def _say(self, hash: str, words: str) -> None:
         self._report(f"{self._names[hash]}: {words}")
