@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jsonargparse
 
@@ -67,7 +68,11 @@ def main(args: Sequence[str]) -> int:
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Says what is wrong in a line."""
+    """Says what is wrong in a line, and takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         program = self.prog.replace(" [options]", "")

@@ -78,11 +78,17 @@ def run(
     from elder.ablation.running.manager import manage
 
     check_jobs(jobs)
+    if file.is_dir():
+        raise ValueError(f"run: expected the YAML of a study, got the folder {file}, which holds no configurations")
     planned = make_and_keep(read_study(file, quick), root)
+    for note in planned.notes:
+        say(f"note: {note}")
     executor = executor_of(planned, profile, jobs, root)
     with reporting(planned, root) as report:
         counts = manage(planned, root / "store", executor, only, retries, report)
     found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    if executor.name == "slurm" and any(counts[state] for state in _AT_WORK):
+        say(f"the jobs go on; stop them: {next_command('cancel', file, quick, root)}")
     say(f"{planned.name}: {found}; compare: {next_command('report', file, quick, root)}")
     return 0 if set(counts) <= {State.DONE, State.STALE} else 1
 
@@ -170,7 +176,7 @@ def cancel(file: Path, only: str | None = None, quick: bool = False, root: Path 
 
 
 def retry(file: Path, only: str | None = None, stale: bool = False, quick: bool = False, root: Path = RUNS) -> int:
-    """Let runs that failed be tried again by the next `run`, as if they had never failed.
+    """Let runs that failed, or whose results cannot be read, be tried again by the next `run`.
 
     Args:
         file: The study: its YAML, or its folder below runs/studies.
@@ -179,11 +185,17 @@ def retry(file: Path, only: str | None = None, stale: bool = False, quick: bool 
         quick: The study's quick version.
         root: Folder of all runs and studies.
     """
+    from elder.ablation.comparing.outcomes import read_rows
+
     planned, root = find_plan(file, quick, root)
     renewed = 0
-    for line in runs_in(planned, root, only, (State.FAILED, State.STALE) if stale else (State.FAILED,)):
+    for line in runs_in(planned, root, only, (State.FAILED, State.STALE, State.DONE)):
         folder = RunFolder(root / "store" / line.hash)
-        renewed += begin_anew(folder) if line.state is State.STALE else folder.renew()
+        tested = "test" in planned.runs[line.hash].commands
+        if line.state is State.FAILED or (tested and not read_rows(folder.path / "results.csv")[0]):
+            renewed += folder.renew()
+        elif line.state is State.STALE and stale:
+            renewed += begin_anew(folder)
     say(f"{renewed} runs can be tried again: {next_command('run', file, quick, root)}")
     return 0
 

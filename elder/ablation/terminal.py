@@ -53,6 +53,8 @@ def make_console() -> Console:
 
 def next_command(name: str, file: Path, quick: bool, root: Path) -> str:
     """What a person types next."""
+    if file.is_dir() and name == "run":
+        return f"{next_command(name, Path('YAML'), quick, root)}, with the file of the study"
     words = ["python", "main.py", "ablate", name, str(file), *(["--quick"] * quick)]
     return shlex.join(words if root == RUNS else [*words, "--root", str(root)])
 

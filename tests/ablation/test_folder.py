@@ -246,15 +246,22 @@ def test_a_claim_that_is_not_yet_a_job_is_alive_with_its_manager(folder: RunFold
     assert state_of(folder, Liveness(ask=lambda attempt: False)) is State.QUEUED
 
 
-def test_what_the_run_is_is_written_once(folder: RunFolder, tmp_path: Path) -> None:
+def test_what_the_run_is_is_kept_as_it_was_planned_last(folder: RunFolder, tmp_path: Path) -> None:
     shared = {"x": [1]}
     run = replace(tiny("b"), config={"a": shared, "b": shared, "float": 1e-5})
     other = prepared(tmp_path, run)
     text = (other.path / "planned.yaml").read_text()
     assert "&" not in text
     assert yaml.safe_load(text) == run.config
-    prepared(tmp_path, replace(run, config={}))
+    before = (other.path / "planned.yaml").stat().st_mtime_ns
+    prepared(tmp_path, run)
+    assert (other.path / "planned.yaml").stat().st_mtime_ns == before, "what is the same is left alone"
+    prepared(tmp_path, replace(run, config=None))
     assert (other.path / "planned.yaml").read_text() == text
+    prepared(tmp_path, replace(run, config={"a": "moved"}, resources=replace(run.resources, cpus=2)))
+    assert yaml.safe_load((other.path / "planned.yaml").read_text()) == {"a": "moved"}
+    assert other.description()["resources"]["cpus"] == 2
+    prepared(tmp_path, run)
     description = other.description()
     assert description["commands"] == ["fit", "test"]
     assert description["resources"]["cpus"] == 1

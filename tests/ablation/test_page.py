@@ -30,7 +30,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Two axes, one of them with a value out of a nightmare; one variant has failed, another one in part."""
     root = tmp_path_factory.mktemp("study")
     axes = {"backward": ["implicit", "jfb", "unrolled"], "strength": ["0.01", HOSTILE]}
-    plan = write_study(root, make_plan(axes, name=f"backward {HOSTILE}"), {"jfb": -0.6, "unrolled": 0.4}, TRUTHS)
+    plan = write_study(root, make_plan(axes, name=f"backward {HOSTILE}"), {"jfb": -0.6, "unrolled": 1.5}, TRUTHS)
     for k in (6, 7, 8, 17):
         write_failure(root / "store" / plan.cells[k].final)
     return collect(plan, root)

@@ -77,11 +77,11 @@ def test_missing_cells_say_why(tmp_path: Path) -> None:
         "done",
         "failed (divergence)",
         "running",
-        "missing (results.csv is damaged)",
+        "missing (results.csv is damaged; retry makes it anew)",
         "missing (results.csv has no rows of learned)",
         "missing (no results.csv)",
-        "missing (results.csv is damaged)",
-        "missing (results.csv is damaged)",
+        "missing (results.csv is damaged; retry makes it anew)",
+        "missing (results.csv is damaged; retry makes it anew)",
     ]
     assert comparison.variants[1].outcomes[0].message == "Reconstruction: NaN at step 3"
     assert np.isnan(comparison.values["psnr"][1:]).all()
@@ -152,13 +152,37 @@ def test_versions_of_the_code_are_not_mixed_silently(tmp_path: Path) -> None:
 def test_a_run_that_another_version_went_on_with_is_of_both(tmp_path: Path) -> None:
     plan = write_study(tmp_path, make_plan(seeds=1))
     entries = [
-        {"code": "crash", "state": "failed", "finished": []},  # left nothing to go on from
+        {"code": "crash", "state": "failed", "finished": []},  # may have left a checkpoint
+        {"code": "killed", "state": None, "finished": []},
         {"code": "aaaa", "state": "interrupted", "finished": []},
         {"code": "bbbb", "state": "done", "finished": ["fit", "test"]},
     ]
     replace(folder_of(tmp_path, plan, 3) / "provenance.json", to_json(entries))
     versions = collect(plan, tmp_path).variants[3].outcomes[0].versions
-    assert versions == {Version("aaaa"), Version("bbbb")}
+    assert versions == {Version("aaaa"), Version("bbbb"), Version("crash"), Version("killed")}
+
+
+def test_a_number_that_is_none_makes_a_cell_missing(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, make_plan(seeds=2))
+    path = folder_of(tmp_path, plan, 3) / "results.csv"
+    rows = read_results(path)
+    (last,) = [i for i, row in enumerate(rows) if (row.method, row.image) == ("learned", IMAGES[-1])]
+    rows[last] = rows[last]._replace(psnr=math.nan)
+    write_results(path, rows)
+    comparison = collect(plan, tmp_path)
+    (outcome,) = [o for v in comparison.variants for o in v.outcomes.values() if o.state == "missing"]
+    assert outcome.text == "missing (psnr of 1 images is not a number)"
+
+
+def test_images_are_paired_by_name_where_runs_have_different_ones(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, make_plan(seeds=1))
+    whole = collect(plan, tmp_path)
+    path = folder_of(tmp_path, plan, 1) / "results.csv"
+    write_results(path, [row for row in read_results(path) if row.image != IMAGES[0]])
+    part = collect(plan, tmp_path)
+    assert part.images == sorted(IMAGES[1:])
+    kept = [whole.images.index(image) for image in part.images]
+    np.testing.assert_array_equal(part.values["psnr"], whole.values["psnr"][:, :, kept])
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import pytest
 from scipy import stats
 
 from elder.ablation.comparing.intervals import intervals
-from elder.ablation.comparing.statistics import compare, estimate, holm, main_effects, summarize, wilcoxon
+from elder.ablation.comparing.statistics import (
+    Estimate,
+    _verdict,
+    compare,
+    estimate,
+    holm,
+    main_effects,
+    summarize,
+    wilcoxon,
+)
 
 REPETITIONS = 3000
 SETTINGS = [  # seeds, images, s.d. of seeds beside that of images, which is 1, and skewness of images
@@ -51,8 +60,33 @@ def test_a_study_of_noise_declares_a_winner_in_at_most_five_percent(seed_sd: flo
     for _ in range(1000):
         values = 30 + 3 * generator.standard_normal((1, 1, 20))  # images are hard or easy, for all variants alike
         values = values + seed_sd * generator.standard_normal((5, 3, 1)) + 0.1 * generator.standard_normal((5, 3, 20))
-        n_winners += any(paired.is_winner for paired in compare(values, "max") if paired)
+        n_winners += any(paired.is_winner for paired in compare({"m": values}, {"m": "max"})["m"] if paired)
     assert n_winners <= 50
+
+
+def test_a_study_of_noise_in_three_metrics_does_not_either() -> None:
+    generator = np.random.default_rng(8)
+    n_winners, ways = 0, {"psnr": "max", "ssim": "max", "seconds": "min"}
+    for _ in range(1000):
+        noise = 0.3 * generator.standard_normal((3, 2, 3, 1)) + 0.1 * generator.standard_normal((3, 2, 3, 20))
+        found = compare(dict(zip(ways, noise, strict=True)), ways)
+        n_winners += any(paired.is_winner for of_metric in found.values() for paired in of_metric if paired)
+    assert n_winners <= 50
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "p", "n_images", "verdict"),
+    [
+        (0.1, 0.3, 0.01, 20, "better"),
+        (-0.3, -0.1, 0.01, 20, "worse"),
+        (-0.1, 0.5, 0.01, 20, "open"),
+        (0.1, 0.3, 0.06, 20, "open"),
+        (0.1, 0.3, math.nan, 20, "open"),
+        (0.1, 0.3, 0.01, 4, "open"),
+    ],
+)
+def test_a_winner_needs_p_and_interval_and_images(lo: float, hi: float, p: float, n_images: int, verdict: str) -> None:
+    assert _verdict(Estimate((lo + hi) / 2, lo, hi, p, 3, n_images), p, "max") == verdict
 
 
 def test_wilcoxon_over_images_takes_the_luck_of_seeds_for_an_effect() -> None:
@@ -149,15 +183,16 @@ def test_a_clear_difference_is_declared_in_its_direction() -> None:
     values = 30 + 3 * generator.standard_normal((1, 1, 20)) + 0.05 * generator.standard_normal((4, 3, 20))
     values[1] += 0.5
     values[2] -= 0.5
-    assert [p.verdict if p else None for p in compare(values, "max")] == [None, "better", "worse", "open"]
-    assert [p.verdict if p else None for p in compare(values, "min")] == [None, "worse", "better", "open"]
-    again = compare(values, "max", reference=3)
+    for way, verdicts in {"max": [None, "better", "worse", "open"], "min": [None, "worse", "better", "open"]}.items():
+        found = compare({"m": values}, {"m": way})["m"]
+        assert [paired and paired.verdict for paired in found] == verdicts
+    again = compare({"m": values}, {"m": "max"}, reference=3)["m"]
     assert again[3] is None and again[1] is not None and again[1].is_winner
 
 
 def test_one_seed_declares_nothing() -> None:
     values = np.random.default_rng(3).normal(30, 0.01, (3, 1, 20)) + np.array([0, 1, 2.0])[:, None, None]
-    for paired in compare(values, "max")[1:]:
+    for paired in compare({"m": values}, {"m": "max"})["m"][1:]:
         assert paired is not None
         assert paired.difference.lo > 0.9 and paired.difference.p < 0.001 and paired.p_wilcoxon < 0.001
         assert (paired.verdict, math.isnan(paired.p_holm)) == ("open", True)
@@ -167,15 +202,15 @@ def test_one_common_seed_counts_as_one() -> None:
     values = np.random.default_rng(3).normal(30, 0.01, (2, 3, 20))
     values[1] += 1
     values[0, 1] = values[1, 2] = np.nan
-    (_, paired) = compare(values, "max")
+    (_, paired) = compare({"m": values}, {"m": "max"})["m"]
     assert paired is not None and (paired.difference.n_seeds, paired.verdict) == (1, "open")
     values[1, 0] = np.nan
-    assert compare(values, "max") == [None, None]
+    assert compare({"m": values}, {"m": "max"})["m"] == [None, None]
 
 
 def test_no_difference_is_none() -> None:
     values = np.repeat(np.random.default_rng(3).normal(30, 1, (1, 3, 20)), 2, axis=0)
-    (_, paired) = compare(values, "max")
+    (_, paired) = compare({"m": values}, {"m": "max"})["m"]
     assert paired is not None
     d = paired.difference
     assert (d.mean, d.lo, d.hi, d.p, paired.p_wilcoxon, paired.verdict) == (0, 0, 0, 1, 1, "open")
@@ -184,7 +219,7 @@ def test_no_difference_is_none() -> None:
 def test_infinite_values_are_left_out() -> None:
     values = np.random.default_rng(3).normal(30, 1, (2, 3, 20))
     values[:, 1, 4] = values[1, 0, 5] = np.inf
-    (_, paired) = compare(values, "max")
+    (_, paired) = compare({"m": values}, {"m": "max"})["m"]
     assert paired is not None and paired.difference.n_images == 18
 
 

@@ -143,13 +143,12 @@ def test_a_run_may_be_stopped_at_every_step(tmp_path: Path, undisturbed: Callabl
 def test_two_processes_stop_at_the_same_step_whichever_is_signalled(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_workers=1")
-    whole = start("fit", config, *two, f"--run_dir={tmp_path / 'whole'}")
+    finish(start("fit", config, *two, f"--run_dir={tmp_path / 'whole'}"))  # not beside the other: ports are few
     process = start("fit", config, *two, *signal_at("train_batch_end", 1, 0, "SIGTERM", rank=1))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     assert "go on from there with --ckpt_path last" in output
     assert checkpoint(tmp_path / "run")["global_step"] == 3
-    finish(whole)
     finish(start("fit", config, *two, LAST))
     assert checkpoint(tmp_path / "whole")["global_step"] == 3 * N // 2
     assert_same(tmp_path / "whole", tmp_path / "run")

@@ -54,7 +54,7 @@ class Gallery:
 
 
 def draw_gallery(comparison: Comparison, most_bytes: int = MOST_BYTES) -> Gallery:
-    """Read images.h5 of the first finished seed of every variant; methods beside the learned come from the first.
+    """Read images.h5 of one seed, the first that all variants have; methods beside the learned come from the first.
 
     Args:
         comparison: The study.
@@ -64,13 +64,25 @@ def draw_gallery(comparison: Comparison, most_bytes: int = MOST_BYTES) -> Galler
 
     sources: list[tuple[str, Outcome, str]] = []
     missing = []
-    for variant in comparison.variants:
-        done = [o for o in variant.outcomes.values() if o.is_done and _names(o.folder / "images.h5", LEARNED)]
-        if done:
-            sources.append((variant.label, done[0], LEARNED))
+    drawn = [
+        {seed: o for seed, o in variant.outcomes.items() if o.is_done and _names(o.folder / "images.h5", LEARNED)}
+        for variant in comparison.variants
+    ]
+    known = [set(seeds) for seeds in drawn if seeds]
+    common = set.intersection(*known) if known else set()
+    others = []
+    for variant, outcomes in zip(comparison.variants, drawn, strict=True):
+        seed = next((seed for seed in outcomes if seed in common), next(iter(outcomes), None))
+        if seed is not None:
+            sources.append((variant.label, outcomes[seed], LEARNED))
+            others += [] if common else [f"{variant.label} of seed {seed}"]
         elif variant.n_done:
             missing.append(variant.label)
     notes = [f"Without images: {', '.join(missing)}."] if missing else []
+    if common and len(comparison.seeds) > 1:
+        notes.append(f"Reconstructions of seed {next(seed for seed in comparison.seeds if seed in common)}.")
+    if others:
+        notes.append(f"No seed has images of all variants: {', '.join(others)}.")
     if not sources:
         return Gallery([], [*notes, "No finished run has images."])
     first = sources[0][1]

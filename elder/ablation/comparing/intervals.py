@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-__all__ = ["LEVEL", "intervals"]
+__all__ = ["FEWEST", "LEVEL", "intervals"]
 
 LEVEL = 0.95
 _DRAWS = 9_999  # the smallest p is 2 / (_DRAWS + 1)
-_FEWEST = 5  # images; of fewer, too many resamples are n times the same image
+FEWEST = 5  # images; of fewer, too many resamples are n times the same image
 _FLOOR = 1e-12  # variance of such a resample, as a part of the images' variance: its t is practically infinite
 
 
@@ -75,7 +75,7 @@ def _intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _image_draws(means: np.ndarray) -> np.ndarray:
     """(n, draws) of t*_images for (n, images)."""
     n_images = means.shape[1]
-    if n_images < _FEWEST:
+    if n_images < FEWEST:
         return np.broadcast_to(_t_draws(n_images - 1, 0), (len(means), _DRAWS))
     size = n_images - 1
     centred = means - means.mean(axis=1, keepdims=True)

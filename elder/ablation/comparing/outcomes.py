@@ -18,7 +18,7 @@ from elder.reporting.tables import RESULT_FIELDS, Result, read_results
 if TYPE_CHECKING:
     from elder.ablation.planning.plan import Cell
 
-__all__ = ["COLUMNS", "Cost", "Outcome", "Version", "read_curves", "read_outcome"]
+__all__ = ["COLUMNS", "Cost", "Outcome", "Version", "read_curves", "read_outcome", "read_rows"]
 
 LEARNED = "learned"
 COLUMNS = RESULT_FIELDS[2:]
@@ -102,7 +102,7 @@ def read_outcome(cell: Cell, store: Path, states: Mapping[str, str]) -> Outcome:
     folders = {stage: store / run for stage, run in cell.runs.items()}
     statuses = {stage: RunFolder(folder).status() for stage, folder in folders.items()}
     final = [*cell.runs][-1]
-    results, problem = _read_rows(folders[final] / "results.csv")
+    results, problem = read_rows(folders[final] / "results.csv")
     state = _state(statuses[final], states.get(cell.final), bool(results))
     finished = state in (State.DONE, State.STALE)
     reason, message = "", ""
@@ -153,14 +153,14 @@ def read_curves(folder: Path, n_points: int = 200) -> dict[str, tuple[list[int],
     return {name: _thinned(points, n_points) for name, points in sorted(columns.items())}
 
 
-def _read_rows(path: Path) -> tuple[list[Result], str]:
-    """Rows, or none and what is wrong with them."""
+def read_rows(path: Path) -> tuple[list[Result], str]:
+    """The rows of results.csv, or none and what is wrong with them."""
     try:
         rows = read_results(path)
     except FileNotFoundError:
         return [], "no results.csv"
     except (OSError, ValueError, TypeError):
-        return [], "results.csv is damaged"
+        return [], "results.csv is damaged; retry makes it anew"
     learned = [row.image for row in rows if row.method == LEARNED]
     if not learned:
         return [], f"results.csv has no rows of {LEARNED}"
@@ -217,13 +217,10 @@ def _training_cost(folder: Path) -> dict[str, float] | None:
 
 
 def _versions(statuses: Sequence[Status | None], provenances: Sequence[Sequence[Mapping[str, Any]]]) -> set[Version]:
-    """Of every attempt that another could go on from, and of the last."""
+    """Of every attempt: each may have left a checkpoint that the next went on from."""
     versions = set()
     for status, entries in zip(statuses, provenances, strict=True):
-        for entry in [
-            *(e for e in entries[:-1] if e.get("finished") or e.get("state") == State.INTERRUPTED),
-            *entries[-1:],
-        ]:
+        for entry in entries:
             versions.add(Version(str(entry.get("code") or ""), str(entry.get("commit") or "")))
         if not entries and status and status.code:
             versions.add(Version(status.code))

@@ -44,11 +44,12 @@ _METHOD = """
 one training run shifts all its images at once, so its luck must not be taken for a property of the method.</p>
 <p>The interval adds the error of the seeds, from Student’s t with (seeds − 1) degrees of freedom, to that of the
 images, from a studentised bootstrap (9,999 resamples of the images), which keeps their skewness. Its coverage in
-simulations is 94 to 99 %. p is the smallest 1 − level whose interval excludes zero, Holm-corrected over the variants
-for each metric. Wilcoxon’s signed-rank test over images, of differences averaged over seeds, is given for reference in
-table.csv; it is blind to the spread of training runs and decides nothing.</p>
+simulations is 94 to 99 %, from five images on. p is the smallest 1 − level whose interval excludes zero, Holm-corrected
+over all variants and metrics of the study. Wilcoxon’s signed-rank test over images, of differences averaged over
+seeds, is given for reference in table.csv; it is blind to the spread of training runs and decides nothing.</p>
 <p>A variant is called better, and printed bold, only if its corrected p is below 0.05 and its interval is clear of zero
-on the better side. With one seed the interval is over images only and nothing is called better.</p>
+on the better side. With one seed the interval is over images only and nothing is called better; nor with fewer than
+five images, of which skewed ones make it too short. Intervals of main effects are not corrected for their number.</p>
 """
 
 

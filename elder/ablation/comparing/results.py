@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
 from elder.reporting.tables import Result
@@ -99,8 +100,8 @@ class Comparison:
 
     @cached_property
     def paired(self) -> Mapping[str, list[Paired | None]]:
-        """Every variant against the baseline, by metric; corrected within a metric."""
-        return {metric: compare(self.values[metric], way) for metric, way in self.metrics.items()}
+        """Every variant against the baseline, by metric; corrected for the number of both."""
+        return compare(self.values, self.metrics)
 
     @cached_property
     def effects(self) -> Mapping[str, list[Effect]]:
@@ -151,7 +152,10 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
     variants = []
     for point in plan.variants():
         group = cells[frozenset(dict(point).items())]
-        outcomes = {seed: read_outcome(cell, store, states or {}) for seed, cell in sorted(group.items())}
+        outcomes = {
+            seed: _with_numbers(read_outcome(cell, store, states or {}), plan.metrics)
+            for seed, cell in sorted(group.items())
+        }
         variants.append(Variant(next(iter(group.values())).label, dict(point), outcomes))
     done = [outcome for variant in variants for outcome in variant.outcomes.values() if outcome.is_done]
     seeds = sorted({seed for variant in variants for seed in variant.outcomes})
@@ -164,7 +168,7 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
                     block[i, seeds.index(seed)] = [getattr(outcome.results[image], metric) for image in images]
     versions = sorted({version for outcome in done for version in outcome.versions})
     references, disagreeing = _references(done, images, list(plan.metrics))
-    return Comparison(
+    comparison = Comparison(
         name=plan.name,
         metrics=dict(plan.metrics),
         baseline=dict(variants[0].coordinates) if variants else {},
@@ -178,6 +182,26 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
         hosts=sorted({host for outcome in done for host in outcome.hosts}),
         notes=[*_notes(variants, done, images, versions, disagreeing), *plan.notes],
     )
+    unmatched = _unmatched(comparison) if done and len(plan.axes) > 1 else []
+    told = f"No main effect of {', '.join(unmatched)}: no two variants with results differ in that alone."
+    return replace(comparison, notes=[*comparison.notes, told]) if unmatched else comparison
+
+
+def _unmatched(comparison: Comparison) -> list[str]:
+    """Axes with several values, and no pair of variants that differ in nothing else."""
+    effects = [effect for of_metric in comparison.effects.values() for effect in of_metric]
+    covered = {axis for effect in effects for axis in effect.axis.split(" + ")}
+    values = {axis: {v.coordinates.get(axis) for v in comparison.variants} for axis in comparison.reference_values}
+    return [axis for axis, found in values.items() if axis not in covered and len(found - {None}) > 1]
+
+
+def _with_numbers(outcome: Outcome, metrics: Iterable[str]) -> Outcome:
+    """The outcome, or as a missing one if some of its numbers are none: a mean without them would flatter it."""
+    for metric in metrics:
+        n = sum(math.isnan(getattr(row, metric)) for row in outcome.results.values())
+        if outcome.is_done and n:
+            return replace(outcome, state="missing", reason=f"{metric} of {n} images is not a number", results={})
+    return outcome
 
 
 def _references(
@@ -238,6 +262,10 @@ def _notes(
         )
     if done and 0 < len(images) < 2:
         notes.append("One image: there are no intervals.")
+    elif done and len(images) < FEWEST:
+        notes.append(
+            f"{len(images)} images: intervals are too short where images are skewed, and nothing is called better."
+        )
     if disagreeing:
         notes.append(f"Left out because runs disagree about them: {', '.join(disagreeing)}.")
     return notes

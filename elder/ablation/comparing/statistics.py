@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from elder.ablation.comparing.intervals import LEVEL, intervals
+from elder.ablation.comparing.intervals import FEWEST, LEVEL, intervals
 
 __all__ = [
     "LEVEL",
@@ -73,12 +73,12 @@ class Paired:
 
     Attributes:
         difference: Variant − baseline, over the seeds and images that both have.
-        p_holm: `difference.p`, Holm-corrected over the variants of the study; NaN for one seed.
+        p_holm: `difference.p`, Holm-corrected over the variants and metrics of the study; NaN for one seed.
         p_wilcoxon: Wilcoxon's signed-rank test over images, of differences averaged over seeds. It is blind to the
             spread of training runs (module docstring), stands beside the others for reference, and decides nothing.
         p_wilcoxon_holm: The same, Holm-corrected.
         verdict: "better" or "worse" if p_holm < 0.05 *and* the interval lies on that side of zero; else "open". One
-            seed leaves every verdict open.
+            seed leaves every verdict open, and so do fewer images than `FEWEST`.
     """
 
     difference: Estimate
@@ -156,22 +156,31 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(values: np.ndarray, direction: str, reference: int = 0) -> list[Paired | None]:
-    """Each variant against the baseline; None for the baseline, and where the two have no seed in common.
+def compare(
+    values: Mapping[str, np.ndarray], directions: Mapping[str, str], reference: int = 0
+) -> dict[str, list[Paired | None]]:
+    """Each variant against the baseline, by metric; None for the baseline, and where the two have no seed in common.
+
+    All comparisons of a study, over variants and metrics, are one family: the probability that luck alone has any of
+    them called better is 5 % at most, whatever the dependence between them (Holm, 1979).
 
     Args:
-        values: (variants, seeds, images), NaN where missing.
-        direction: "max" if more is better, "min" if less is.
+        values: By metric (variants, seeds, images), NaN where missing.
+        directions: "max" if more is better, "min" if less is, by metric.
         reference: The baseline's place among the variants.
     """
-    differences = [_complete(_difference(block, values[reference])) for block in values]
-    compared = [i for i, d in enumerate(differences) if i != reference and d.size]
-    estimates = {i: estimate(differences[i]) for i in compared}
+    differences = {
+        (metric, i): complete
+        for metric, blocks in values.items()
+        for i, block in enumerate(blocks)
+        if i != reference and (complete := _complete(_difference(block, blocks[reference]))).size
+    }
+    estimates = {key: estimate(difference) for key, difference in differences.items()}
     corrected = holm([e.p if e.is_over_seeds else math.nan for e in estimates.values()])
-    ranks = [wilcoxon(differences[i].mean(axis=0)) for i in compared]
-    results: list[Paired | None] = [None] * len(values)
-    for i, p, rank, rank_corrected in zip(compared, corrected, ranks, holm(ranks), strict=True):
-        results[i] = Paired(estimates[i], p, rank, rank_corrected, _verdict(estimates[i], p, direction))
+    ranks = [wilcoxon(difference.mean(axis=0)) for difference in differences.values()]
+    results: dict[str, list[Paired | None]] = {metric: [None] * len(blocks) for metric, blocks in values.items()}
+    for ((metric, i), e), p, rank, rank_corrected in zip(estimates.items(), corrected, ranks, holm(ranks), strict=True):
+        results[metric][i] = Paired(e, p, rank, rank_corrected, _verdict(e, p, directions[metric]))
     return results
 
 
@@ -245,6 +254,6 @@ def _complete(values: np.ndarray) -> np.ndarray:
 
 
 def _verdict(difference: Estimate, p: float, direction: str) -> str:
-    if not p < 1 - LEVEL or difference.lo <= 0 <= difference.hi:  # p is NaN for one seed
+    if not p < 1 - LEVEL or difference.lo <= 0 <= difference.hi or difference.n_images < FEWEST:  # p: NaN for one seed
         return "open"
     return "better" if (difference.mean > 0) == (direction == "max") else "worse"

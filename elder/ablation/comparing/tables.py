@@ -147,7 +147,7 @@ def footnotes(comparison: Comparison) -> list[str]:
     explained = (
         f"{len(comparison.seeds)} seeds, {len(comparison.images)} images; {kinds} of the mean over images. "
         "Δ: paired difference from the baseline with its 95 % bootstrap interval over images and seeds "
-        "(images only where one seed is common); p: Holm-corrected within the column. "
+        "(images only where one seed is common); p: Holm-corrected over variants and metrics. "
         "Bold: better than the baseline, p < 0.05 and the interval clear of zero."
     )
     return [explained, *comparison.notes]

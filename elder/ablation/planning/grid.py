@@ -19,6 +19,7 @@ _REFUSED = {
     "run_dir": "the folder of a run follows from its hash",
     "ckpt_path": "a run starts and resumes by itself",
     "trainer.default_root_dir": "the folder of a run follows from its hash",
+    "trainer.enable_checkpointing": "a run that was interrupted goes on from its checkpoints",
     "checkpoint.dirpath": "the folder of a run follows from its hash",
     "trainer.devices": "set `devices` in `resources`",
     "trainer.num_nodes": "set `nodes` in `resources`",

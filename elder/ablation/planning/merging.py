@@ -20,6 +20,7 @@ _DROPPED = (
     "ckpt_path",
     "seed_everything",
     "trainer.default_root_dir",
+    "trainer.enable_checkpointing",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.accelerator",
@@ -84,6 +85,9 @@ class Merging:
             own = trees.plain_key(setting.key).split(".")
             if names[: len(own)] == own:
                 return setting.place
+        for given in self.stage.inputs:
+            if names and trees.plain_key(given).split(".")[: len(names)] == names[: len(given.split("."))]:
+                return f"{self.study.file}: stages.{self.stage.name}.inputs"
         for setting in reversed(settings):  # a part of what is complained about
             if names and trees.plain_key(setting.key).split(".")[: len(names)] == names:
                 return setting.place

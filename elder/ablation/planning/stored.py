@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,12 @@ _PLAIN = ("name", "file", "axes", "baseline", "metrics", "stages", "profile", "p
 
 
 def save_plan(plan: Plan, root: str | Path) -> Path:
-    """Write `root/studies/NAME/plan.json` in one step, and return its path."""
+    """Write `root/studies/NAME/plan.json` in one step, and return its path.
+
+    Raises:
+        StudyError: If the study of that name is that of another file, which is still there.
+    """
+    _check_owner(plan, Path(root) / "studies" / plan.name)
     order = {digest: i for i, digest in enumerate(plan.runs)}
     resources, commands, inputs, coordinates = _Table(), _Table(), _Table(), _Table()
     rows = [
@@ -70,6 +76,14 @@ def save_plan(plan: Plan, root: str | Path) -> Path:
     finally:
         new.unlink(missing_ok=True)
     return path
+
+
+def _check_owner(plan: Plan, folder: Path) -> None:
+    other = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        other = Path(json.loads((folder / "plan.json").read_bytes())["file"])
+    if other is not None and other.is_file() and Path(plan.file).is_file() and not other.samefile(plan.file):
+        raise StudyError(f"{plan.file}: name: expected one that no other study has, got {plan.name}, as {other} has")
 
 
 def load_plan(folder: str | Path) -> Plan:

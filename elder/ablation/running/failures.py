@@ -74,6 +74,7 @@ _SLURM = {
     "REVOKED": (Kind.PREEMPTION, "the job was revoked"),
 }
 _LOG = [  # The first that matches a line, from the last line upwards within the tail, wins.
+    (Kind.CONFIGURATION, re.compile(r"^error: .*(found no file|found no folder|No such file or directory)")),
     (Kind.OUT_OF_MEMORY, re.compile(r"out of memory|OutOfMemory|MemoryError|[Cc]annot allocate memory|oom[-_ ]kill")),
     (Kind.DISK, re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|File too large")),
     (
@@ -83,7 +84,7 @@ _LOG = [  # The first that matches a line, from the last line upwards within the
     (
         Kind.NODE,
         re.compile(
-            r"CUDA error: (?!out of memory)|Stale file handle|Input/output error|Xid|NCCL error|uncorrectable ECC"
+            r"EADDRINUSE|CUDA error: (?!out of memory)|Stale file handle|Input/output error|Xid|NCCL error|uncorrectable ECC"
             r"|No CUDA GPUs are available|CUDA driver|Transport endpoint"
         ),
     ),

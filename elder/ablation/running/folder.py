@@ -76,17 +76,19 @@ class RunFolder:
         return self.path.name
 
     def prepare(self, run: Run) -> None:
-        """Write what the run is, once.
+        """Write what the run is, and how it is to be run now: paths and resources are not part of what it is.
 
         Raises:
             OSError: If the folder cannot be written to.
         """
         (self.path / "attempts").mkdir(parents=True, exist_ok=True)
-        if not isinstance(read_json(self.path / "run.json"), dict):
-            replace(self.path / "run.json", to_json(described(run)))
-        planned = self.path / "planned.yaml"
-        if run.config is not None and not (planned.is_file() and planned.stat().st_size):
-            replace(planned, yaml.safe_dump(_unshared(run.config), sort_keys=False, allow_unicode=True))
+        texts = {"run.json": to_json(described(run))}
+        if run.config is not None:
+            texts["planned.yaml"] = yaml.safe_dump(_unshared(run.config), sort_keys=False, allow_unicode=True)
+        for name, text in texts.items():
+            path = self.path / name
+            if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+                replace(path, text)
 
     def description(self) -> dict[str, Any]:
         """The content of run.json.

@@ -176,6 +176,8 @@ class _Searcher:
         plan = self._all or self._known()
         runs = next((cell.runs for cell in plan.cells if cell.final == hash), {}) if plan else {}
         files = write_overlays(self._root / "studies" / self._study.name, self._root / "store", runs, parameters, head)
+        if plan:
+            self._report(f"the trials: main.py ablate status {self._root / 'studies' / plan.name}")
         self._report(f"best: trial {trial.number} ({hash[:8]}), {self._given.metric} {trial.value:.4g}")
         for key, value in parameters.items():
             self._report(f"  {key}: {value_name(value)}")
