@@ -84,8 +84,8 @@ _LOG = [  # The first that matches a line, from the last line upwards within the
     (
         Kind.NODE,
         re.compile(
-            r"EADDRINUSE|CUDA error: (?!out of memory)|Stale file handle|Input/output error|Xid|NCCL error|uncorrectable ECC"
-            r"|No CUDA GPUs are available|CUDA driver|Transport endpoint"
+            r"EADDRINUSE|CUDA error: (?!out of memory)|Stale file handle|Input/output error|Xid|NCCL error"
+            r"|uncorrectable ECC|No CUDA GPUs are available|CUDA driver|Transport endpoint"
         ),
     ),
 ]
