@@ -1,6 +1,6 @@
-"""What planning costs: time and memory by number of runs.
+"""What studies cost before and beside their runs: processor time and memory by number of runs.
 
-`python -m benchmarks.ablation table` prints it. Each row is measured in a process of its own, on one core.
+`python -m benchmarks.ablation table` prints it, row by row. Each is measured in a process of its own, on one core.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Literal
 
 import yaml
 from jsonargparse import auto_cli
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 Kind = Literal["seeds", "model"]
@@ -56,23 +54,32 @@ def write_study(folder: Path, kind: Kind, n_runs: int) -> Path:
 
 
 def measure(path: Path, root: Path) -> dict[str, float]:
-    """Seconds and MB of reading, planning, saving and loading a study, in this process."""
+    """Processor seconds and MB of planning a study, validation and states included, of saving it and of its status."""
     from elder.ablation.planning.plan import load_plan, save_plan
     from elder.ablation.planning.study import read_study
+    from elder.ablation.running.folder import Liveness
+    from elder.ablation.running.status import lines
 
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     study = read_study(path)
     from elder.ablation.planning.making import make  # seconds, the same for any number of runs
 
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     imported = _peak()
     plan = make(study)
-    times.append(time.perf_counter())
+    lines(plan, root / "store", Liveness())
+    times.append(time.process_time())
     folder = save_plan(plan, root).parent
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     load_plan(folder)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     imports, planning, saving, loading = (b - a for a, b in itertools.pairwise(times))
+    peak = _peak()
+    write_states(list(plan.runs), root / "store")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(ROOT / "main.py"), "ablate", "status", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "runs": len(plan.runs),
         "imports": imports,
@@ -80,9 +87,23 @@ def measure(path: Path, root: Path) -> dict[str, float]:
         "saving": saving,
         "loading": loading,
         "imported": imported,
-        "peak": _peak(),
+        "status": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "peak": peak,
         "file": (folder / "plan.json").stat().st_size / 2**20,
     }
+
+
+def write_states(hashes: list[str], store: Path) -> None:
+    """Folders of runs that are done, as far as `status` looks into them."""
+    from elder.ablation.running.records import Attempt, State, Status, this_process
+
+    attempt = json.dumps(Attempt(1, this_process()).to_json())
+    progress = {"epoch": 9, "epochs": 10, "psnr": 34.0, "seconds": 600.0}
+    status = json.dumps(Status(State.DONE, 1, "test", ("fit", "test"), progress=progress).to_json())
+    for hash in hashes:
+        (store / hash / "attempts").mkdir(parents=True)
+        (store / hash / "attempts" / "0001.json").write_text(attempt)
+        (store / hash / "status.json").write_text(status)
 
 
 def table(runs: tuple[int, ...] = (100, 1000, 10000), kinds: tuple[Kind, ...] = ("seeds", "model")) -> None:
@@ -92,41 +113,29 @@ def table(runs: tuple[int, ...] = (100, 1000, 10000), kinds: tuple[Kind, ...] = 
         runs: Numbers of runs.
         kinds: Which studies; see `write_study`.
     """
-    columns = (
-        "study",
-        "runs",
-        "imports (s)",
-        "planning (s)",
-        "ms/run",
-        "saving (s)",
-        "loading (s)",
-        "peak (MB)",
-        "of it imports",
-        "plan.json (MB)",
-    )
-    shown = Table(*columns)
+    names = {"imports": "imports (s)", "planning": "planning (s)", "each": "ms/run", "saving": "saving (s)"}
+    names |= {"loading": "loading (s)", "status": "status (s)", "peak": "peak (MB)", "imported": "imports (MB)"}
+    sys.stdout.write("| study | runs | " + " | ".join(names.values()) + " |\n|---" + "|---:" * (len(names) + 1) + "|\n")
     for kind in kinds:
-        first: tuple[float, float] | None = None
+        first: dict[str, float] = {}
         for n in runs:
             with tempfile.TemporaryDirectory() as folder:
-                path = write_study(Path(folder), kind, n)
-                row = _measured(path, Path(folder))
-            first = first or (row["runs"], row["planning"])
-            more = row["runs"] - first[0]
-            each = f"{1e3 * (row['planning'] - first[1]) / more:.2f}" if more else "–"
-            numbers = (
-                [f"{row[k]:.2f}" for k in ("imports", "planning")],
-                [f"{row[k]:.2f}" for k in ("saving", "loading")],
-            )
-            sizes = [f"{row[k]:.0f}" for k in ("peak", "imported")]
-            shown.add_row(kind, f"{row['runs']:,.0f}", *numbers[0], each, *numbers[1], *sizes, f"{row['file']:.2f}")
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(shown)
-    console.print("ms/run: of the runs beyond those of the first row")
+                row = measured(write_study(Path(folder), kind, n), Path(folder))
+            first = first or row
+            more = row["runs"] - first["runs"]
+            each = f"{1e3 * (row['planning'] - first['planning']) / more:.2f}" if more else "–"
+            numbers = [
+                f"{row[name]:.0f}" if "MB" in names[name] else f"{row[name]:.2f}" for name in names if name in row
+            ]
+            numbers.insert(list(names).index("each"), each)
+            sys.stdout.write(f"| {kind} | {row['runs']:,.0f} | {' | '.join(numbers)} |\n")
+            sys.stdout.flush()
+    sys.stdout.write("ms/run: of the runs beyond those of the first row\n")
 
 
-def _measured(path: Path, root: Path) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", "-m", __spec__.name if __spec__ else "benchmarks.ablation", "one"]
+def measured(path: Path, root: Path) -> dict[str, float]:
+    """What `measure` finds, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.ablation", "one"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(path), str(root)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
