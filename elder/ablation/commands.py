@@ -327,6 +327,8 @@ def submit(command: list[str], profile: str = "slurm", dry_run: bool = False) ->
     from elder.ablation.slurm import submit as submitting
 
     settings, folder = find_profile(profile), submitting.folder_of(command)
+    if not dry_run:
+        submitting.check(command, entry())
     path = submitting.write_script(command, settings, entry(), folder)
     sys.stdout.write(path.read_text())
     if dry_run:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +246,17 @@ def test_slurm_is_asked_and_knows_or_does_not(folder: RunFolder) -> None:
 def test_a_claim_that_is_not_yet_a_job_is_alive_with_its_manager(folder: RunFolder) -> None:
     folder.reserve(this_process(), executor="slurm")
     assert state_of(folder, Liveness(ask=lambda attempt: False)) is State.QUEUED
+
+
+def test_clocks_that_can_be_set_decide_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the machine jumps by a day to and fro: an owner elsewhere is neither dead nor revived by it."""
+    folder.reserve(Owner("elsewhere", 1, "another boot", 1))
+    folder.write_status(replace(FULL, attempt=1, owner=Owner("elsewhere", 1, "another boot", 1)))
+    assert inspect.signature(Liveness).parameters["clock"].default is time.monotonic
+    liveness, now = Liveness(limit=300, glance=0), time.time()
+    for jump in (0, 86_400, -86_400, 86_400):
+        monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
+        assert state_of(folder, liveness) is State.RUNNING
 
 
 def test_what_the_run_is_is_kept_as_it_was_planned_last(folder: RunFolder, tmp_path: Path) -> None:

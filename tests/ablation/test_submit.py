@@ -14,7 +14,7 @@ import yaml
 from elder.ablation.planning.study import Resources
 from elder.ablation.slurm import cluster
 from elder.ablation.slurm.profiles import ProfileError, SlurmProfile, find_profile, read_profile
-from elder.ablation.slurm.submit import folder_of, script, submit, write_script
+from elder.ablation.slurm.submit import check, folder_of, script, submit, write_script
 from tests.ablation.conftest import Slurm, until
 from tests.runs import ROOT, run, write_config
 
@@ -24,6 +24,13 @@ LIGHT = SlurmProfile(resources=Resources(cpus=1, minutes=10, memory_gb=1, accele
 
 def lines(command: list[str], profile: SlurmProfile, folder: Path) -> list[str]:
     return script(command, profile, MAIN, folder / "submit.sh").splitlines()
+
+
+def test_a_mistake_in_the_configuration_is_refused_before_it_waits_in_a_queue(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    check(["fit", "--config", str(config)], ROOT / "main.py")
+    with pytest.raises(ValueError, match="max_epoch"):
+        check(["fit", "--config", str(config), "--trainer.max_epoch", "1"], ROOT / "main.py")
 
 
 def test_a_fit_that_is_interrupted_goes_on_in_the_same_job(slurm: Slurm, tmp_path: Path) -> None:

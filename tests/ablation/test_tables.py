@@ -71,6 +71,14 @@ def test_markdown_has_equally_many_cells_in_every_row(comparison: Comparison) ->
     assert "| 2 of 3 seeds: failed (divergence) |" in lines[5]
 
 
+def test_what_is_worse_is_never_bold(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, make_plan({"backward": ["implicit", "jfb"]}), {"jfb": -2.0})
+    comparison = collect(plan, tmp_path)
+    assert [paired.verdict for paired in comparison.paired["psnr"] if paired] == ["worse"]
+    assert "**" not in markdown(comparison)
+    assert r"\textbf" not in latex(comparison)
+
+
 def test_notes_stand_below(comparison: Comparison) -> None:
     for text in (markdown(comparison), latex(comparison)):
         assert "4 of 12 cells have no results" in text

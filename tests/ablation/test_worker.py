@@ -62,6 +62,9 @@ def test_a_run_is_done(tmp_path: Path) -> None:
         "WANDB_MODE": "disabled",
         "CUDA_VISIBLE_DEVICES": None,
     }
+    fit, test = (entry["arguments"] for entry in entries(folder)[0]["commands"])
+    assert fit[fit.index("--ckpt_path") + 1] == "last", "what was saved is gone on with"
+    assert test[test.index("--ckpt_path") + 1] == str(folder.path / "checkpoints" / "best.ckpt")
     heads = [line for line in folder.log().splitlines() if line.startswith("=== attempt 1, ")]
     assert [head.split(", ")[1] for head in heads] == ["fit", "test"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from elder.ablation.planning.study import Resources
 from elder.ablation.slurm import cluster
 from elder.ablation.slurm.profiles import SlurmProfile
 
-__all__ = ["folder_of", "script", "submit", "write_script"]
+__all__ = ["check", "folder_of", "script", "submit", "write_script"]
 
 _SCRIPT = """\
 #!/bin/bash
@@ -59,6 +61,19 @@ def submit(
         OSError: If sbatch takes it not; the message is its own.
     """
     return cluster.submit(write_script(command, profile, entry, folder, resources))
+
+
+def check(command: Sequence[str], entry: Path) -> None:
+    """Refuse a command whose configuration main.py does not take, before it waits in a queue.
+
+    Raises:
+        ValueError: In the words of main.py.
+    """
+    words = [sys.executable, str(entry), *command, "--print_config"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "1000"})
+    if done.returncode:
+        told = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise ValueError("\n".join(told) or f"{shlex.join(command)}: main.py ended with status {done.returncode}")
 
 
 def write_script(
