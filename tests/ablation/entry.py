@@ -111,7 +111,8 @@ def fit(model: dict[str, Any], folder: Path, config: dict[str, Any]) -> int:
 
 def test(folder: Path, checkpoint: Path) -> int:
     _, chain = load(checkpoint)
-    (folder / "results.csv").write_text(f"method,image,psnr\nlearned,a,{int(chain[:4], 16)}\n")
+    row = f"learned,a,{int(chain[:4], 16)},0.9,0.001,10,0.1"
+    (folder / "results.csv").write_text(f"method,image,psnr,ssim,residual,n_gradients,seconds\n{row}\n")
     return 75 if stopped else 0
 
 

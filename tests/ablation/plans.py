@@ -71,13 +71,14 @@ def carry_out(plan: Plan, store: Path, **options: Any) -> tuple[dict[str, int], 
             sys.stdout.flush()
 
     pool = options.pop("pool", None) or LocalPool(ENTRY, jobs=2, gpus=(), grace=5.0, beat=0.1)
-    alarm = threading.Timer(
-        options.pop("patience", 60.0), os.kill, (os.getpid(), signal.SIGINT)
-    )  # rather than to wait for ever
+    # Rather than to wait for ever:
+    alarm = threading.Timer(options.pop("patience", 60.0), os.kill, (os.getpid(), signal.SIGINT))
     alarm.daemon = True
     alarm.start()
-    counts = manage(plan, store, pool, report=report, interval=0.05, **options)
-    alarm.cancel()
+    try:
+        counts = manage(plan, store, pool, report=report, interval=0.05, **options)
+    finally:
+        alarm.cancel()
     return dict(counts), lines
 
 
