@@ -1,20 +1,20 @@
-"""The denoiser that belongs to a regularizer."""
+"""The denoiser that belongs to a prior."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from elder.models.regularizers.base import Regularizer
+from elder.models.regularizers.base import Prior
 
 
 class Denoiser(nn.Module):
     """D(x) = x − ∇R(x): one gradient step, so that any regularizer can be pre-trained as a denoiser.
 
     Args:
-        regularizer: R.
+        regularizer: R, or the field of an implicit prior in place of ∇R.
     """
 
-    def __init__(self, regularizer: Regularizer) -> None:
+    def __init__(self, regularizer: Prior) -> None:
         super().__init__()
         self.regularizer = regularizer
 

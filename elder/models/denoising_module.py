@@ -15,7 +15,7 @@ from elder.datamodules.base import Batch
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
-from elder.models.regularizers.base import Regularizer
+from elder.models.regularizers.base import Prior
 from elder.models.weights import check_weights
 from elder.operators.acquisition import InverseProblem
 
@@ -26,14 +26,14 @@ class DenoisingModule(LightningModule):
     Its data module must have the acquisition `Denoising`, whose noise sets the range of levels.
 
     Args:
-        regularizer: R_θ.
+        regularizer: R_θ, or the field of an implicit prior in place of ∇R_θ.
         optimizer: Of θ.
         scheduler: Of the learning rate, stepped once an epoch; null: constant.
     """
 
     def __init__(
         self,
-        regularizer: Regularizer,
+        regularizer: Prior,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:

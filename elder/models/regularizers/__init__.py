@@ -1,19 +1,22 @@
-"""Regularizers R_θ : images → ℝ. A subclass writes the value; the gradient is derived from it."""
+"""Regularizers R_θ : images → ℝ, and fields in their place. A subclass writes the value; the gradient follows."""
 
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.models.regularizers.potentials import Convex, Potential, WeaklyConvex
-from elder.models.regularizers.residual import Residual
+from elder.models.regularizers.residual import ImplicitResidual, REDPotential, Residual, ScalarPotential
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.total_variation import TotalVariation
 from elder.models.regularizers.wrappers import Scaled
 
 __all__ = [
     "Convex",
+    "ImplicitResidual",
     "Potential",
     "Prior",
+    "REDPotential",
     "Regularizer",
     "Residual",
     "Ridge",
+    "ScalarPotential",
     "Scaled",
     "TotalVariation",
     "WeaklyConvex",
