@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # Appended to each command of the demo, e.g. DEMO_FLAGS="--trainer.max_epochs=1".
 DEMO_FLAGS ?=
+# Processes of `make test`; 0 for all tests one after the other.
+WORKERS ?= 2
 # Of `make ablation`: a file of configs/ablations without its suffix, and --quick, or nothing for the whole study.
 STUDY ?= backward
 QUICK ?= --quick
@@ -33,8 +35,8 @@ demo: install ## pre-train, train and test a regularizer for MRI; results in run
 		--model.pretrained runs/demo/denoiser/regularizer.safetensors $(DEMO_FLAGS)
 	.venv/bin/python main.py test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt $(DEMO_FLAGS)
 
-test: install ## run all tests (those of real data where ELDER_TEST_DATA names their folder)
-	.venv/bin/python -m pytest
+test: install ## run all tests (those of real data where ELDER_TEST_DATA names their folder), in WORKERS=2 processes
+	.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 lint: install ## style, formatting, types, import layers and spelling
 	.venv/bin/ruff check .

@@ -1,6 +1,7 @@
-"""Entry point: `python main.py {fit,validate,test,predict} --config configs/….yaml`, see `elder.cli`.
+"""Entry point: `python main.py {fit,validate,test,predict,tune,trace} --config configs/….yaml`, see `elder.cli`.
 
 `python main.py {ablate,submit} …` plans, runs and compares many of these; see `elder.ablation.command_line`.
+`python main.py zoo …` lists, checks and adds trained models; see `elder.zoo.command_line`.
 """
 
 import os
@@ -15,6 +16,11 @@ if __name__ == "__main__":
         from elder.ablation.command_line import main
 
         sys.exit(main(sys.argv[1:]))
+
+    if sys.argv[1:2] == ["zoo"]:
+        from elder.zoo.command_line import main
+
+        sys.exit(main(sys.argv[2:]))
 
     from elder.training.signals import leave_at_once
 

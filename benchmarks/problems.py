@@ -15,11 +15,11 @@ from torch.nn import functional
 
 import elder.models.regularizers  # noqa: F401 - the names that configurations use
 from elder.datamodules.bundled import VOLUMES
+from elder.models import tuning
 from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Objective, Reconstruction
 from elder.models.regularizers import Regularizer, Residual
-from elder.models.tuning import tune_strength
 from elder.models.weights import check_weights, read_prior
 from elder.operators import (
     Acquisition,
@@ -175,7 +175,8 @@ def tune(problems: Sequence[str], priors: Sequence[str], report: Callable[[str],
         for prior in priors:
             start = STRENGTHS[problem][prior]
             case = Case(f"{problem}/{prior}", ACQUISITIONS[problem], images("val"), regularizer(prior), start)
-            strength, value = tune_strength(case.reconstruction(), [case.problem], tolerance=0.1)
+            best = tuning.tune(case.reconstruction(), [case.problem], tolerance=0.1)
+            strength = best.values["strength"]
             found.setdefault(problem, {})[prior] = float(f"{strength:.2g}")
-            report(f"{case.name}: λ = {strength:.2g}, {value:.2f} dB")
+            report(f"{case.name}: λ = {strength:.2g}, {best.psnr:.2f} dB")
     return found

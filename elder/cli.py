@@ -1,4 +1,4 @@
-"""The command line: `python main.py {fit,validate,test,predict} --config configs/….yaml [--key value …]`.
+"""The command line: `python main.py {fit,validate,test,predict,tune,trace} --config configs/….yaml [--key value …]`.
 
 The constructors are the schema: their types are checked, their docstrings are the help, and an unknown key is an
 error before any work is done.
@@ -12,10 +12,9 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -36,11 +35,14 @@ import elder.solvers  # noqa: F401
 from elder.datamodules.base import ImagingDataModule
 from elder.models.denoising_module import DenoisingModule
 from elder.models.reconstruction_module import ReconstructionModule
-from elder.models.weights import read_prior, read_scalars, write_prior
+from elder.models.weights import read_noise_range, read_prior, read_scalars, write_prior
+from elder.parsing import ArgumentParser
 from elder.reporting.account import has_account
 from elder.reporting.callbacks import ImagePanel, PredictionWriter, SaveConfig, TestReport
-from elder.reporting.messages import configuration_mistake, first_cause
+from elder.reporting.messages import first_cause
 from elder.reporting.metrics_log import MetricsLog
+from elder.trainer import Trainer
+from elder.training.averaging import AveragedWeights  # noqa: F401 that configurations may name it without a path
 from elder.training.checkpoints import BestCheckpoint, WholeCheckpoints, check_checkpoint
 from elder.training.cost import Cost
 from elder.training.preemption import Preemption
@@ -49,34 +51,31 @@ from elder.training.signals import STOPPED, Stopped, stop
 __all__ = ["ElderCLI", "main"]
 
 _MORE = (
-    "Also: `main.py ablate` plans, runs and compares many runs; `main.py submit` hands one to SLURM (each with --help)."
+    "Also: `main.py ablate` plans, runs and compares many runs; `main.py submit` hands one to SLURM; `main.py zoo` "
+    "lists and adds trained models (each with --help)."
 )
-
-
-class ArgumentParser(LightningArgumentParser):
-    """Says what is wrong in a line or two, without the usage of all arguments."""
-
-    def parse_path(self, cfg_path: str, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.suppress(OSError):  # a missing file is reported below
-            try:
-                yaml.safe_load(Path(cfg_path).read_text())
-            except yaml.YAMLError as error:
-                self.error(f"{cfg_path}: expected YAML, found a mistake: {' '.join(str(error).split()).rstrip('^ :')}")
-        return super().parse_path(cfg_path, *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error or os.environ.get("ELDER_TRACEBACK"):
-            super().error(message, ex)
-        known = [action.dest for action in getattr(ex, "subcommand_parser", self)._actions]
-        sys.stderr.write(f"error: {configuration_mistake(message, known)}\n")
-        sys.stderr.write(
-            "Every argument and its meaning: --help, --model.help CLASS, --data.help CLASS, --print_config\n"
-        )
-        raise SystemExit(2)
 
 
 class ElderCLI(LightningCLI):
     """LightningCLI with a folder per run, and checkpoints, loggers and reports that go there."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            LightningModule,
+            ImagingDataModule,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=ArgumentParser,
+            parser_kwargs={"allow_abbrev": False, "epilog": _MORE},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            **options,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("tune", "trace")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -115,7 +114,7 @@ class ElderCLI(LightningCLI):
             ) from None
         if path is None and SLURMEnvironment.detect() and any(Path(self._run_dir).glob("hpc_ckpt_*")):
             raise ValueError(f"{self._run_dir}: expected no hpc_ckpt_* file, which Lightning would load; remove it")
-        if path is None and self.subcommand in ("test", "predict"):
+        if path is None and self.subcommand in ("test", "predict", "tune", "trace"):
             rank_zero_info(f"no --ckpt_path: {self.subcommand} uses the weights that the model starts from")
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
             rank_zero_info(f"{folder}: no checkpoint to resume from yet; this is the beginning")
@@ -136,6 +135,9 @@ class ElderCLI(LightningCLI):
             kwargs["accelerator"] = "cpu"  # Apple's GPU has no double precision, which metrics need
         callbacks = configured["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        for report in (TestReport, ImagePanel, PredictionWriter):
+            if not any(isinstance(callback, report) for callback in callbacks):
+                callbacks.append(report())
         if configured["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(_progress_bar())
         # Written after every epoch, validated or not, better or not: a resumed run loses one at most.
@@ -163,6 +165,7 @@ class ElderCLI(LightningCLI):
             prior.load_state_dict(read_prior(Path(best.best_model_path)))
             facts = {best.monitor: value, "seed": int(self._get(self.config, "seed_everything"))}
             facts |= read_scalars(Path(best.best_model_path))
+            facts |= {"noise": levels} if (levels := read_noise_range(Path(best.best_model_path))) else {}
             write_prior(Path(self._run_dir) / "regularizer.safetensors", prior, facts)
         rank_zero_info(f"best checkpoint: {os.path.relpath(best.best_model_path)} ({best.monitor} {value:.2f})")
 
@@ -201,20 +204,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str] | None) -> None:
-    ElderCLI(
-        LightningModule,
-        ImagingDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_class=ArgumentParser,
-        parser_kwargs={"allow_abbrev": False, "epilog": _MORE},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": [TestReport(), ImagePanel(), PredictionWriter()]},
-        args=args,
-    )
+    ElderCLI(save_config_callback=SaveConfig, save_config_kwargs={"overwrite": True}, args=args)
 
 
 def _watched() -> bool:

@@ -14,7 +14,14 @@ torch.set_num_threads(1)
 os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="disabled", MPLBACKEND="agg")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run a file's tests in one process, whose fixtures they share; so those of the one cluster, and of the one GPU."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "gpu" if item.get_closest_marker("gpu") else item.path.name
+            group = "cluster" if "cluster" in getattr(item, "fixturenames", ()) else group
+            item.add_marker(pytest.mark.xdist_group(group))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

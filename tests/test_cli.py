@@ -316,4 +316,4 @@ def test_help_and_the_empty_command_end_well(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
-    assert "{fit,validate,test,predict}" in capsys.readouterr().out
+    assert "{fit,validate,test,predict,tune,trace}" in capsys.readouterr().out

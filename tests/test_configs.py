@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
 import re
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import jsonargparse
 import numpy as np
 import pytest
+import scipy.io
 import torch
 import yaml
 from PIL import Image
@@ -16,20 +22,30 @@ from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.loggers import Logger
 
 from elder.cli import main
+from elder.datamodules.base import ImagingDataModule
 from elder.datamodules.image_files import ImageSource
 from elder.datamodules.images import BSD68, HELD_OUT
+from elder.models.regularizers import ImplicitResidual, Prior
 from elder.operators.acquisition import Acquisition
 from elder.operators.fidelity import DataFidelity
 from elder.operators.masks import MaskFunction
 from elder.operators.noise import Noise
 from elder.solvers.backward import BackwardRule
-from elder.solvers.base import LinearSolver, Solver
+from elder.solvers.base import Solver
 from elder.solvers.fixed_point import Iteration
+from elder.solvers.linear import LinearSolver
 from tests.properties import concrete_subclasses
 from tests.runs import ROOT, run, write_volumes
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 RUNS = [path for path in CONFIGS if "model" in yaml.safe_load(path.read_text())]
+SMALL_RUNS = [path for path in RUNS if path.parent.name != "full"]
+DATA_SETS, REGULARIZERS, NETWORK_FILES = (
+    [path for path in CONFIGS if path.parent.name == folder] for folder in ("data", "regularizers", "networks")
+)
+HELD_OUT_COLOR = yaml.safe_load((ROOT / "configs/data/cbsd68.yaml").read_text())["init_args"]["val"]["init_args"][
+    "include"
+]
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -47,10 +63,10 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 def test_there_are_configurations() -> None:
-    assert {"mri.yaml", "mri_denoiser.yaml"} <= set(names(RUNS))
+    assert {"mri.yaml", "deblurring.yaml", "full/deblurring.yaml"} <= set(names(RUNS))
 
 
-@pytest.mark.parametrize("path", RUNS, ids=names(RUNS))
+@pytest.mark.parametrize("path", SMALL_RUNS, ids=names(SMALL_RUNS))
 def test_what_is_printed_is_the_configuration(path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = printed(capsys, "fit", f"--config={path}", "--print_config")
     resolved = yaml.safe_load(text)
@@ -65,6 +81,8 @@ def _is_part_of(given: object, resolved: object) -> bool:
     if isinstance(given, dict) and isinstance(resolved, dict):
         plain = resolved if "class_path" in given or "class_path" not in resolved else resolved["init_args"]
         return all(_is_part_of(value, plain[key]) for key, value in given.items())
+    if isinstance(given, list) and isinstance(resolved, list):
+        return len(given) == len(resolved) and all(map(_is_part_of, given, resolved))
     if isinstance(given, str) and isinstance(resolved, str):
         return resolved == given or resolved.endswith(f".{given}")
     return given == resolved
@@ -73,38 +91,147 @@ def _is_part_of(given: object, resolved: object) -> bool:
 # Data in the layout of what has to be downloaded, tiny.
 
 
-def _bundled(folder: Path) -> list[str]:
-    return []
+def _pictures(folder: Path, files: list[str], shape: tuple[int, ...]) -> None:
+    folder.mkdir(parents=True)
+    for i, file in enumerate(files):
+        pixels = np.random.default_rng(i).integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / file)
 
 
-def _fastmri(folder: Path) -> list[str]:
-    return [f"--data.root={write_volumes(folder)}", "--data.image_size=null", "--data.num_workers=0"]
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that configurations name below `data`, 40 × 36 pixels."""
+    folder = tmp_path_factory.mktemp("published")
+    for path, files, shape in (
+        ("bsd/train", [f"test_{i:03}.png" for i in range(1, 201)], (40, 36)),
+        ("bsd/train_color", [*(f"{i}.jpg" for i in range(3)), *HELD_OUT_COLOR], (40, 36, 3)),
+        ("bsd/test68", ["test001.png", "test002.png"], (40, 36)),
+        ("cbsd68", ["0000.png", "0001.png"], (40, 36, 3)),
+        ("set3c", ["butterfly.png", "leaves.png"], (40, 36, 3)),
+        ("mri/brain_train_magnitude", [f"lsq{i:03}.png" for i in range(1, 151)], (40, 36)),
+        ("mri/brain_test", ["brain_test_01.png", "brain_test_02.png"], (40, 36)),
+    ):
+        _pictures(folder / "data" / path, files, shape)
+    (folder / "data/mri/chest_train").mkdir()
+    np.savez(folder / "data/mri/chest_train/chest_train.npz", **{f"im-{i}": np.eye(40) for i in range(3)})
+    (folder / "data/kernels").mkdir()
+    scipy.io.savemat(folder / "data/kernels/Levin09.mat", {"kernels": np.full((3, 3, 8), 1 / 9)})
+    (folder / "data/mri/masks").mkdir()
+    for percent in (10, 20, 30, 40, 50):
+        mask = np.ones((32, 32), np.uint8)
+        scipy.io.savemat(folder / f"data/mri/masks/mask_{percent}.mat", {"mask_matrix": mask})
+    return folder
 
 
-def _bsd(folder: Path) -> list[str]:
-    held_out, bsd68 = (numbers.split()[:1] for numbers in (HELD_OUT, BSD68))
-    for split, numbers in {"train": ["1", "2", *held_out], "val": bsd68}.items():
-        (folder / split).mkdir()
-        for number in numbers:
-            pixels = np.random.default_rng(int(number)).integers(0, 256, (40, 36, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / split / f"{number}.png")
-    small = ["--data.patch_size=16", "--data.eval_size=32", "--data.batch_size=2", "--data.num_workers=0"]
-    return [f"--data.root={folder}", *small]
+TINY = {"patch_size": 32, "eval_size": 32, "batch_size": 2, "num_workers": 0}
 
 
-DATA = {"BundledMRI": _bundled, "FastMRI": _fastmri, "BSD": _bsd}
+def _bundled_mri(folder: Path) -> dict[str, Any]:
+    return {}
+
+
+def _images(folder: Path) -> dict[str, Any]:
+    return TINY | {"patches_per_image": 1}
+
+
+def _fastmri(folder: Path) -> dict[str, Any]:
+    return {"root": str(write_volumes(folder)), "image_size": None, "num_workers": 0}
+
+
+def _bsd(folder: Path) -> dict[str, Any]:
+    held_out, bsd68 = ([f"{n}.png" for n in numbers.split()[:1]] for numbers in (HELD_OUT, BSD68))
+    _pictures(folder / "train", ["1.png", "2.png", *held_out], (40, 36, 3))
+    _pictures(folder / "val", bsd68, (40, 36, 3))
+    return TINY | {"root": str(folder)}
+
+
+DATA = {"BundledMRI": _bundled_mri, "BundledImages": _images, "Images": _images, "FastMRI": _fastmri, "BSD": _bsd}
+NETWORKS = {"DnCNN": {"features": 2, "depth": 1}, "DRUNet": {"widths": [2, 2], "blocks": 1}}
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
 @pytest.mark.parametrize("path", RUNS, ids=names(RUNS))
-def test_every_run_trains_and_validates(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_trains_and_validates(
+    path: Path, tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(ROOT)  # paths in configurations are relative to it
-    config = yaml.safe_load(path.read_text())
-    options = DATA[config["data"]["class_path"]](tmp_path)
-    if "reconstruction" in config["model"]["init_args"]:  # a few steps show that all fits together
-        options += [f"--model.reconstruction.{solver}.max_steps=2" for solver in ("solver", "backward.solver")]
-    run("fit", path, "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", f"--run_dir={tmp_path / 'run'}", *options)
+    monkeypatch.chdir(published)  # to which the paths in configurations are relative
+    config = yaml.safe_load(path.read_text())  # made small here: the command line parses all again for every change
+    data, model = config["data"], config["model"]["init_args"]
+    data["init_args"] |= DATA[data["class_path"]](tmp_path)
+    prior = model.get("regularizer") or model["reconstruction"]["prior"]
+    if (network := prior["init_args"].get("network")) is not None:
+        network["init_args"] |= NETWORKS[network["class_path"]]
+    if "/" in (model.get("pretrained") or ""):  # left behind by another run
+        del model["pretrained"]
+    if "reconstruction" in model:  # a few steps show that all fits together
+        reconstruction = model["reconstruction"]
+        for solver in (reconstruction["solver"], reconstruction["backward"]["init_args"]["solver"]):
+            solver["init_args"]["max_steps"] = 2
+    config |= {"run_dir": str(tmp_path / "run")}
+    config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_model_summary": False}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run("fit", tmp_path / "tiny.yaml")
+
+
+# Parts, which take the place of those of a run.
+
+
+@pytest.mark.parametrize("path", DATA_SETS, ids=names(DATA_SETS))
+def test_every_data_set_takes_the_place_of_the_bundled_one(
+    path: Path, published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(published)
+    base = f"--config={ROOT / 'configs/super_resolution.yaml'}"
+    text = printed(capsys, "fit", base, f"--data={path}", "--data.patch_size=8", "--print_config")
+    resolved = yaml.safe_load(text)["data"]
+    assert resolved["init_args"]["acquisition"]["class_path"].endswith("Downsampling")  # that of the run
+    if resolved["init_args"]["eval_size"] is not None:
+        resolved["init_args"]["eval_size"] = 32
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImagingDataModule, "data")
+    data = parser.instantiate(parser.parse_object({"data": resolved})).data
+    data.setup("fit")
+    data.setup("test")
+    assert data.every_setting
+    train, val = (set(data.sources[split].names) for split in ("train", "val"))
+    expected = {"bsd68_gray": (180, 20), "cbsd68": (3, 10), "set3c": (3, 10), "brain_mri": (123, 10)}
+    assert not train & val
+    assert (len(train), len(val)) == expected[path.stem]
+    assert {int(name[3:6]) for name in train if name.startswith("lsq")} <= set(range(1, 121))
+
+
+def test_held_out_gray_images_are_those_of_the_data_module(real_data: Callable[[str], Path]) -> None:
+    with real_data("MANIFEST.csv").open() as file:
+        source = {row["path"]: row["bsds_source"].split()[1:2] for row in csv.DictReader(file)}
+    for name, folder, selected in (("bsd68_gray", "bsd/train", 20), ("cbsd68", "bsd/train_color", 10)):
+        held_out = yaml.safe_load((ROOT / f"configs/data/{name}.yaml").read_text())["init_args"]["val"]["init_args"]
+        assert held_out["path"] == f"data/{folder}"
+        numbers = {source[f"{folder}/{file}"][0] for file in held_out["include"]}
+        assert len(numbers) == len(held_out["include"]) == selected
+        assert numbers <= {f"train/{number}" for number in HELD_OUT.split()}
+
+
+def prior(*arguments: str) -> torch.nn.Module:
+    """What the command line makes of a regularizer and a network from their files, without its memory."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Prior, "prior")
+    with torch.device("meta"):
+        return parser.instantiate(parser.parse_args([*arguments])).prior
+
+
+@pytest.mark.parametrize("path", REGULARIZERS, ids=names(REGULARIZERS))
+def test_every_regularizer_takes_every_network(path: Path) -> None:
+    R = prior(f"--prior={path}")
+    if not hasattr(R, "network"):
+        return
+    for network in NETWORK_FILES:
+        fits = isinstance(R, ImplicitResidual) or "relu" not in network.read_text()
+        arguments = [f"--prior={path}", f"--prior.network={network}", "--prior.network.noise_map=true"]
+        with nullcontext() if fits else pytest.raises(Exception, match="relu"):
+            n_parameters = sum(p.numel() for p in prior(*arguments).parameters())
+            millions, plain = f"{n_parameters / 1e6:.1f} million parameters", f"{n_parameters:,} parameters"
+            assert re.search(rf"\b({millions}|{plain})", network.read_text())
 
 
 # Explanations.
@@ -119,6 +246,7 @@ def test_help_explains_the_folder_of_the_run(capsys: pytest.CaptureFixture[str])
     ("key", "path"),
     [
         ("data", "elder.datamodules.BundledMRI"),
+        ("data", "elder.datamodules.BundledImages"),
         ("data", "elder.datamodules.FastMRI"),
         ("data", "elder.datamodules.Images"),
         ("data", "elder.datamodules.BSD"),

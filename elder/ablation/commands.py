@@ -243,13 +243,14 @@ def report(file: Path, out: Path | None = None, quick: bool = False, root: Path 
     """
     from elder.ablation.comparing.page import write_page
     from elder.ablation.comparing.results import collect
+    from elder.ablation.comparing.settings import write_settings
     from elder.ablation.comparing.tables import write_tables
 
     planned, root = find_plan(file, quick, root)
     states = {line.hash: str(line.state) for line in lines_of(planned, root)}
     comparison = collect(planned, root, states)
     folder = out or root / "studies" / planned.name / "report"
-    paths = write_tables(comparison, folder)
+    paths = [*write_tables(comparison, folder), *write_settings(comparison, folder)]
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
     sys.stdout.write((folder / "table.md").read_text())
     for path in paths:

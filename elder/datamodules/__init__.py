@@ -1,7 +1,8 @@
 """Data modules: where scenes come from, and the step from a scene to an inverse problem."""
 
 from elder.datamodules.bundled import BundledMRI
+from elder.datamodules.bundled_images import BundledImages
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
 
-__all__ = ["BSD", "BundledMRI", "FastMRI", "Images"]
+__all__ = ["BSD", "BundledImages", "BundledMRI", "FastMRI", "Images"]

@@ -32,7 +32,7 @@ class Head:
     repeat: int
 
     def __call__(self) -> Tensor:
-        path = _package_file("nibabel", "tests/data/example4d.nii.gz")
+        path = package_file("nibabel", "tests/data/example4d.nii.gz")
         images = np.asarray(nibabel.load(path).dataobj[..., self.start : self.stop, self.repeat])  # type: ignore[attr-defined]
         return torch.from_numpy(np.rot90(images).astype(np.float32)).movedim(-1, 0)  # the face is up
 
@@ -44,7 +44,7 @@ class Sagittal:
     """
 
     def __call__(self) -> Tensor:
-        raw = gzip.decompress(_package_file("matplotlib", "mpl-data/sample_data/s1045.ima.gz").read_bytes())
+        raw = gzip.decompress(package_file("matplotlib", "mpl-data/sample_data/s1045.ima.gz").read_bytes())
         image = torch.from_numpy(np.frombuffer(raw, ">u2").reshape(1, 256, 256).astype(np.float32))
         return torch.nn.functional.avg_pool2d(image, 2)[:, 8:104]
 
@@ -140,11 +140,15 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
-def _package_file(package: str, path: str) -> Path:
-    """A file of an installed package, which is found without importing it."""
+def package_file(package: str, path: str) -> Path:
+    """A file of an installed package, which is found without importing it.
+
+    Raises:
+        FileNotFoundError: If the package is not installed, or from something else than its wheel.
+    """
     spec = find_spec(package)
     if spec is None or spec.origin is None or not (found := Path(spec.origin).parent / path).exists():
         raise FileNotFoundError(
-            f"BundledMRI: expected {path} in the package {package}, found none; install {package} from its wheel"
+            f"bundled data: expected {path} in the package {package}, found none; install {package} from its wheel"
         )
     return found

@@ -19,6 +19,7 @@ from torch import Tensor
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 STACKS = (".mat", ".npy", ".npz")
+KEPT = 1 << 28  # bytes of decoded pixels that a folder holds in memory, in each process
 
 
 @contextmanager
@@ -44,6 +45,7 @@ class ImageSource(ABC):
 class Folder(ImageSource):
     """The pictures directly in a folder, by name: 8 and 16 bit gray, RGB, palette; transparency is ignored.
 
+    What has been decoded stays in memory, as long as it fits into 256 MiB.
     Gray is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B rounded to 8 bit, as in Pillow and MATLAB. (Pillow reads
     16 bit *colour* as 8 bit.)
 
@@ -82,21 +84,34 @@ class Folder(ImageSource):
         return sizes
 
     def read(self, index: int, color: bool) -> Tensor:
-        path = self.path / self.names[index]
-        with _reading(path), Image.open(path) as image:
-            pixels = _pixels(image, color)
-        return _unit_range(pixels, color, path)
+        return _unit_range(self._decoded(index, color), color, self.path / self.names[index])
+
+    def _decoded(self, index: int, color: bool) -> np.ndarray:
+        kept = self._kept
+        if (index, color) not in kept:
+            path = self.path / self.names[index]
+            with _reading(path), Image.open(path) as image:
+                pixels = _pixels(image, color)
+            if sum(other.nbytes for other in kept.values()) + pixels.nbytes > KEPT:
+                return pixels  # the first stay: in an epoch, the one used last is the one needed last
+            kept[index, color] = pixels
+        return kept[index, color]
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, bool], np.ndarray]:
+        return {}
 
 
 @dataclass(frozen=True)
 class Stack(ImageSource):
     """The gray images in one 3-D array of a `.mat` (any version), `.npz` or `.npy` file, kept in memory.
 
-    Unsigned integers are divided by their type's largest value; floating-point values must lie in [0, 1].
+    A `.npz` that holds nothing but 2-D arrays has an image in each, named by its key. Unsigned integers are divided by
+    their type's largest value; floating-point values must lie in [0, 1].
 
     Args:
         path: The file.
-        key: Name of the array; may be left out if the file holds a single 3-D array.
+        key: Name of the 3-D array; may be left out if the file holds a single one.
         axis: The axis that counts images; by default the last in `.mat`, as MATLAB's (H, W, N), and the first in
             NumPy's files, (N, H, W).
 
@@ -111,27 +126,80 @@ class Stack(ImageSource):
 
     @cached_property
     def names(self) -> Sequence[str]:
-        return [f"{self.path.name}/{i}" for i in range(len(self._images))]
+        return [f"{self.path.name}/{name}" for name in self._images]
 
     @cached_property
     def sizes(self) -> Sequence[tuple[int, int]]:
-        return [self._images.shape[1:]] * len(self._images)
+        return [(image.shape[0], image.shape[1]) for image in self._images.values()]
 
     def read(self, index: int, color: bool) -> Tensor:
-        return _unit_range(self._images[index], color, self.path / str(index))
+        name = self.names[index]
+        return _unit_range(self._images[name.partition("/")[2]], color, self.path.parent / name)
 
     @cached_property
-    def _images(self) -> np.ndarray:
+    def _images(self) -> dict[str, np.ndarray]:
+        """By key or position."""
         with _reading(self.path):
             arrays = _arrays(self.path)
-        usable = {k: a for k, a in arrays.items() if a.ndim == 3 and a.size and a.dtype.kind in "buif"}
-        chosen = [a for k, a in usable.items() if self.key in (None, k)]
+        usable = {k: a for k, a in arrays.items() if a.ndim in (2, 3) and a.size and a.dtype.kind in "buif"}
+        flat = [a for a in usable.values() if a.ndim == 2]
+        if self.path.suffix == ".npz" and self.key is None and len(flat) == len(arrays) > 0:
+            return usable
+        chosen = [a for k, a in usable.items() if a.ndim == 3 and self.key in (None, k)]
         if len(chosen) != 1:
             wanted = "a single real 3-D array" if self.key is None else f"a real 3-D array {self.key!r}"
             found = ", ".join(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items()) or "no array"
             raise ValueError(f"{self.path}: expected {wanted}, found {found}; name the array with `key`")
         axis = self.axis if self.axis is not None else (-1 if self.path.suffix == ".mat" else 0)
-        return np.moveaxis(chosen[0], axis, 0)
+        return {str(i): image for i, image in enumerate(np.moveaxis(chosen[0], axis, 0))}
+
+
+@dataclass(frozen=True)
+class Join(ImageSource):
+    """The images of several sources, one source after the other.
+
+    Args:
+        sources: Folders, stacks, or sources spelt out.
+
+    Raises:
+        ValueError: If there is no source, or if two images have the same name.
+    """
+
+    sources: tuple[ImageSource | Path, ...]
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        names = [name for part in self._parts for name in part.names]
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"Join: expected images of different names, got {twice} twice; exclude or rename one")
+        return names
+
+    @cached_property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        return [size for part in self._parts for size in part.sizes]
+
+    def read(self, index: int, color: bool) -> Tensor:
+        part, own = self._places[index]
+        return part.read(own, color)
+
+    @cached_property
+    def _parts(self) -> list[ImageSource]:
+        if not self.sources:
+            raise ValueError("Join: expected at least one source, got none")
+        return [image_source(source) for source in self.sources]
+
+    @cached_property
+    def _places(self) -> list[tuple[ImageSource, int]]:
+        return [(part, own) for part in self._parts for own in range(len(part.names))]
+
+
+# ImageSource comes first in signatures: jsonargparse writes a union by its first type that can, and Path always can.
+def image_source(images: ImageSource | Path) -> ImageSource:
+    """The source at a path, a folder or a stack; a source as it is."""
+    if isinstance(images, ImageSource):
+        return images
+    return Stack(images) if images.suffix in STACKS else Folder(images)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

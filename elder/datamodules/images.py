@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from elder.datamodules.base import ImagingDataModule, Item, Key, generator
-from elder.datamodules.image_files import STACKS, Folder, ImageSource, Stack
+from elder.datamodules.image_files import Folder, ImageSource, image_source
 from elder.operators.acquisition import Acquisition, Scene
 
 CROP = 1  # purpose of the generator that places patches; 0 draws the measurement
@@ -48,15 +48,24 @@ class RandomPatch:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The central size × size pixels, or the whole image if size is None."""
+    """The central size × size pixels."""
 
-    size: int | None
+    size: int
 
     def __call__(self, image: Tensor, draws: torch.Generator) -> Tensor:
-        if self.size is None:
-            return image
         top, left = ((n - self.size) // 2 for n in image.shape[1:])
         return image[:, top : top + self.size, left : left + self.size]
+
+
+@dataclass(frozen=True)
+class MultipleCrop:
+    """The whole image less its last rows and columns, as few as make height and width multiples of `size`."""
+
+    size: int
+
+    def __call__(self, image: Tensor, draws: torch.Generator) -> Tensor:
+        rows, columns = (n - n % self.size for n in image.shape[1:])
+        return image[:, :rows, :columns]
 
 
 class ImageDataset(Dataset[Item]):
@@ -68,21 +77,29 @@ class ImageDataset(Dataset[Item]):
         color: RGB (3, H, W) instead of gray (1, H, W).
         visits: How often an epoch comes to each image.
         seed: Seed of the crops.
+        each_setting: Whether the acquisition measures visit i with its setting i, instead of one that it draws.
 
     Raises:
         ValueError: If an image is smaller than the crop.
     """
 
     def __init__(
-        self, source: ImageSource, crop: RandomPatch | CentreCrop, color: bool, visits: int = 1, seed: int = 0
+        self,
+        source: ImageSource,
+        crop: RandomPatch | CentreCrop | MultipleCrop,
+        color: bool,
+        visits: int = 1,
+        seed: int = 0,
+        each_setting: bool = False,
     ) -> None:
         for name, size in zip(source.names, source.sizes, strict=True):
-            if min(size) < (crop.size or 1):
+            if min(size) < crop.size:
                 raise ValueError(
                     f"{name}: expected at least {crop.size} x {crop.size} pixels, got {size[0]} x {size[1]}; "
                     "choose a smaller patch or crop, or remove the image"
                 )
-        self.source, self.crop, self.color, self.visits, self.seed = source, crop, color, visits, seed
+        self.source, self.crop, self.color = source, crop, color
+        self.visits, self.seed, self.each_setting = visits, seed, each_setting
 
     def __len__(self) -> int:
         return len(self.source.names) * self.visits
@@ -90,14 +107,9 @@ class ImageDataset(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         visit, index = divmod(key.index, len(self.source.names))
         image = self.crop(self.source.read(index, self.color), generator(self.seed, key, CROP))
+        scene = Scene(image, setting=visit) if self.each_setting else Scene(image)
         name = self.source.names[index]
-        return Item(Scene(image), key, name if self.visits == 1 else f"{name}/{visit}")
-
-
-def _source(images: Path | ImageSource) -> ImageSource:
-    if isinstance(images, ImageSource):
-        return images
-    return Stack(images) if images.suffix in STACKS else Folder(images)
+        return Item(scene, key, name if self.visits == 1 else f"{name}/{visit}")
 
 
 class Images(ImagingDataModule):
@@ -113,6 +125,10 @@ class Images(ImagingDataModule):
         patches_per_image: Patches that an epoch takes from each training image.
         flips: Flip and rotate training patches by multiples of 90°, at random.
         eval_size: Side of the central square used in evaluation, pixels; None for whole images.
+        eval_multiple: Of whole images, cut off the last rows and columns, so that this number divides height and
+            width: the scale of a super-resolution.
+        every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
+            "image/setting", instead of with one that is drawn for it. Training and validation always draw.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 if their sizes differ.
         num_workers: Loader processes (0: load in the main process).
@@ -120,20 +136,22 @@ class Images(ImagingDataModule):
         train_seed: Seed of order, patches, operators and noise in training; null: `seed`.
 
     Raises:
-        ValueError: If a size or count is not positive.
+        ValueError: If a size or count is not positive, or eval_size no multiple of eval_multiple.
     """
 
     def __init__(
         self,
         acquisition: Acquisition,
-        train: Path | ImageSource,
-        val: Path | ImageSource,
-        test: Path | ImageSource,
+        train: ImageSource | Path,
+        val: ImageSource | Path,
+        test: ImageSource | Path,
         color: bool = False,
         patch_size: int = 64,
         patches_per_image: int = 1,
         flips: bool = True,
         eval_size: int | None = None,
+        eval_multiple: int = 1,
+        every_setting: bool = False,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -141,13 +159,19 @@ class Images(ImagingDataModule):
         train_seed: int | None = None,
     ) -> None:
         super().__init__(acquisition, batch_size, eval_batch_size, num_workers, seed, train_seed)
-        sides = {"patch_size": patch_size, "patches_per_image": patches_per_image, "eval_size": eval_size}
-        for name, value in sides.items():
+        counts = {"patch_size": patch_size, "patches_per_image": patches_per_image, "eval_multiple": eval_multiple}
+        for name, value in (counts | {"eval_size": eval_size}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{type(self).__name__}: expected {name} >= 1, got {value}")
-        self.sources = {"train": _source(train), "val": _source(val), "test": _source(test)}
-        self.color, self.patches_per_image = color, patches_per_image
-        self.patch, self.crop = RandomPatch(patch_size, flips), CentreCrop(eval_size)
+        if eval_size is not None and eval_size % eval_multiple:
+            raise ValueError(
+                f"{type(self).__name__}: expected eval_size to be a multiple of eval_multiple ({eval_multiple}), got "
+                f"{eval_size}; choose another, or null for whole images"
+            )
+        self.sources = {"train": image_source(train), "val": image_source(val), "test": image_source(test)}
+        self.color, self.patches_per_image, self.every_setting = color, patches_per_image, every_setting
+        self.patch = RandomPatch(patch_size, flips)
+        self.crop = MultipleCrop(eval_multiple) if eval_size is None else CentreCrop(eval_size)
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` needs: no other folder has to exist."""
@@ -157,7 +181,9 @@ class Images(ImagingDataModule):
         if stage in ("fit", "validate"):
             self.val_data = ImageDataset(self.sources["val"], self.crop, self.color)
         if stage in ("test", "predict"):
-            self.test_data = self.predict_data = ImageDataset(self.sources["test"], self.crop, self.color)
+            source, visits = self.sources["test"], self.acquisition.n_settings if self.every_setting else 1
+            data = ImageDataset(source, self.crop, self.color, visits, each_setting=self.every_setting)
+            self.test_data = self.predict_data = data
 
 
 class BSD(Images):
@@ -180,6 +206,10 @@ class BSD(Images):
         patches_per_image: Patches that an epoch takes from each training image.
         flips: Flip and rotate training patches by multiples of 90°, at random.
         eval_size: Side of the central square used in evaluation, pixels; None for whole images.
+        eval_multiple: Of whole images, cut off the last rows and columns, so that this number divides height and
+            width: the scale of a super-resolution.
+        every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
+            "image/setting", instead of with one that is drawn for it. Training and validation always draw.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 for whole images, some of which stand upright.
         num_workers: Loader processes (0: load in the main process).
@@ -196,6 +226,8 @@ class BSD(Images):
         patches_per_image: int = 1,
         flips: bool = True,
         eval_size: int | None = None,
+        eval_multiple: int = 1,
+        every_setting: bool = False,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -212,6 +244,8 @@ class BSD(Images):
             patches_per_image=patches_per_image,
             flips=flips,
             eval_size=eval_size,
+            eval_multiple=eval_multiple,
+            every_setting=every_setting,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

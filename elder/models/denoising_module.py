@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -23,12 +23,14 @@ from elder.operators.acquisition import InverseProblem
 class DenoisingModule(LightningModule):
     """Learns D = Id − ∇R_θ on pairs (x, x + n), with the mean squared error.
 
-    Its data module must have the acquisition `Denoising`, whose noise sets the range of levels.
+    Its data module must have the acquisition `Denoising`, whose noise sets the range of levels. Checkpoints keep the
+    range that was met in training, as `noise_range`.
 
     Args:
         regularizer: R_θ, or the field of an implicit prior in place of ∇R_θ.
         optimizer: Of θ.
-        scheduler: Of the learning rate, stepped once an epoch; null: constant.
+        scheduler: Of the learning rate; null: constant.
+        scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class DenoisingModule(LightningModule):
         regularizer: Prior,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         self.denoiser = Denoiser(regularizer)
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
+        self._noise_range: Tensor | None = None  # least and greatest level of training, (2,)
         self.n_gradients = 0  # evaluations of ∇R in training, over the samples of this process
 
     def forward(self, problem: InverseProblem) -> Tensor:
@@ -51,6 +55,7 @@ class DenoisingModule(LightningModule):
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
         x = self(problem)
         self.n_gradients += n
+        self._note(problem.sigma)
         loss = to_channels(x - truth).square().mean()
         if not loss.isfinite():
             raise FloatingPointError(
@@ -92,10 +97,23 @@ class DenoisingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
+        if checkpoint.get("noise_range") is not None:
+            self._noise_range = torch.tensor(checkpoint["noise_range"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["noise_range"] = None if self._noise_range is None else self._noise_range.tolist()
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
+        if self.scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}]
+
+    def _note(self, sigma: Tensor | None) -> None:
+        """Extend the range of levels met in training; it stays on the device, which need not be waited for."""
+        if sigma is not None:
+            levels = [sigma.flatten()] if self._noise_range is None else [sigma.flatten(), self._noise_range.to(sigma)]
+            self._noise_range = torch.stack(torch.cat(levels).aminmax())
 
     def _record(self, x: Tensor, batch: Batch, split: str) -> None:
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)

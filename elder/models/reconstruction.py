@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import per_sample
+from elder.linalg import full_precision, per_sample
 from elder.models.evaluation import Evaluation, Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
 from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity, LeastSquares
-from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled
+from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled, Watch
+
+#: The numbers of a reconstruction beside its prior; each is the parameter `log_NAME`, or None.
+SCALARS = ("strength", "sigma", "sigma_factor")
 
 
 class Tolerances(NamedTuple):
@@ -34,7 +38,7 @@ class Objective:
     fidelity: DataFidelity
     prior: Prior
     strength: Tensor  # λ, () or (B,)
-    sigma: Tensor | None = None  # noise level the prior is told, () or (B,)
+    sigma: Tensor | None = None  # noise level that the prior is told, () or (B,)
     evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
     dtype: torch.dtype | None = None  # of the network there; None: the ambient one
 
@@ -110,14 +114,16 @@ class Reconstruction(nn.Module):
         backward: How x̂ is differentiated in θ and λ.
         fidelity: g.
         strength: Initial λ > 0. Learnable, as its logarithm.
-        sigma: Noise level the prior is told, in the units of the image; learnable, as its logarithm. None for
+        sigma: Noise level that the prior is told, in the units of the image; learnable, as its logarithm. None for
             priors that do not depend on one.
+        sigma_factor: In place of sigma: the prior is told σ = factor · (noise level of the measurements), sample by
+            sample, so that one model serves every noise level; learnable, as its logarithm.
         evaluation: How R is evaluated inside the solver: compiled, in lower precision. Eager by default.
-        fixed: Which of λ and σ keep their initial value: "strength", "sigma".
+        fixed: Which of these numbers keep their initial value: "strength", "sigma", "sigma_factor".
 
     Raises:
-        ValueError: If λ or σ is not positive, if `fixed` names anything else, or if the solver or the backward rule
-            does not fit the prior.
+        ValueError: If a number is not positive, if both sigma and sigma_factor are given, if `fixed` names anything
+            else, or if the solver or the backward rule does not fit the prior.
     """
 
     def __init__(
@@ -128,22 +134,31 @@ class Reconstruction(nn.Module):
         fidelity: DataFidelity | None = None,
         strength: float = 0.1,
         sigma: float | None = None,
+        sigma_factor: float | None = None,
         evaluation: Evaluation | None = None,
-        fixed: Sequence[Literal["strength", "sigma"]] = (),
+        fixed: Sequence[Literal["strength", "sigma", "sigma_factor"]] = (),
     ) -> None:
         super().__init__()
-        if unknown := set(fixed) - {"strength", "sigma"}:
-            raise ValueError(f"Reconstruction: expected fixed to name strength or sigma, got {', '.join(unknown)}")
-        if strength <= 0 or (sigma is not None and sigma <= 0):
-            raise ValueError(f"Reconstruction: expected positive strength and sigma, got {strength} and {sigma}")
+        if unknown := set(fixed) - set(SCALARS):
+            raise ValueError(f"Reconstruction: expected fixed to name {', '.join(SCALARS)}, got {', '.join(unknown)}")
+        if sigma is not None and sigma_factor is not None:
+            raise ValueError(
+                "Reconstruction: expected sigma or sigma_factor, got both; sigma_factor takes the noise level from "
+                "the problem"
+            )
+        for name, number in zip(SCALARS, (strength, sigma, sigma_factor), strict=True):
+            if number is not None and number <= 0:
+                raise ValueError(f"Reconstruction: expected {name} > 0, got {number}")
         self.prior = prior
         self.solver = solver or LBFGS()
         self.backward = backward or Implicit()
         self.fidelity = fidelity or LeastSquares()
         self.log_strength = nn.Parameter(torch.tensor(float(strength)).log(), "strength" not in fixed)
-        self.log_sigma = None
+        self.log_sigma = self.log_sigma_factor = None
         if sigma is not None:
             self.log_sigma = nn.Parameter(torch.tensor(float(sigma)).log(), "sigma" not in fixed)
+        if sigma_factor is not None:
+            self.log_sigma_factor = nn.Parameter(torch.tensor(float(sigma_factor)).log(), "sigma_factor" not in fixed)
         self.evaluation = evaluation
         self._evaluator: Evaluator | None = None
         if not isinstance(prior, Regularizer):
@@ -172,11 +187,31 @@ class Reconstruction(nn.Module):
         """λ."""
         return self.log_strength.exp()
 
+    def sigma(self, problem: InverseProblem) -> Tensor | None:
+        """Noise level that the prior is told: one for all samples, (), or with `sigma_factor` one for each, (B,).
+
+        Raises:
+            ValueError: If it is relative to that of a problem which does not have one.
+        """
+        if self.log_sigma_factor is None:
+            return None if self.log_sigma is None else self.log_sigma.exp()
+        if problem.sigma is None:
+            raise ValueError(
+                "Reconstruction: sigma_factor is relative to the noise level of the problem, got a problem without "
+                "one (measured data); give sigma instead"
+            )
+        return self.log_sigma_factor.exp() * problem.sigma
+
     def objective(self, problem: InverseProblem) -> Objective:
         """f for one batch of problems."""
-        sigma = None if self.log_sigma is None else self.log_sigma.exp()
         return Objective(
-            problem.A, problem.y, self.fidelity, self.prior, self.strength, sigma, self._evaluator_of_prior()
+            problem.A,
+            problem.y,
+            self.fidelity,
+            self.prior,
+            self.strength,
+            self.sigma(problem),
+            self._evaluator_of_prior(),
         )
 
     def forward(
@@ -184,6 +219,7 @@ class Reconstruction(nn.Module):
         problem: InverseProblem,
         start: tuple[Tensor, Tensor] | None = None,
         tolerances: Tolerances | None = None,
+        watch: Watch | None = None,
     ) -> Solution:
         """x̂ of every problem.
 
@@ -191,20 +227,26 @@ class Reconstruction(nn.Module):
             problem: A batch.
             start: x⁰ and the scale of the residual, (B,), as a `WarmStart` gives them; A.initialize(y) by default.
             tolerances: In place of those of the solver and of the backward rule.
+            watch: Sees the iterates (in full precision) as the solver does; the solution is then not differentiable.
+
+        Raises:
+            ValueError: If a tolerance is below what rounding under the ambient autocast allows.
         """
-        x0, scale = (problem.A.initialize(problem.y), None) if start is None else start
+        x0, scale = (full_precision(problem.A.initialize)(problem.y), None) if start is None else start
         solver, rule = self.solver, self.backward
         if tolerances is not None:
             solver = replace(solver, tol=tolerances.forward)
             rule = replace(rule, tol=tolerances.backward) if isinstance(rule, Implicit) else rule
         objective, evaluation = self.objective(problem), self.evaluation
+        _check_reachable(solver, rule, objective)
+        solve = rule if watch is None else partial(_solve, watch)
         if evaluation is None or evaluation.dtype is None or isinstance(rule, Unrolled):
-            return rule(solver, objective, x0, scale)
+            return solve(solver, objective, x0, scale)
         lowered = replace(objective, dtype=getattr(torch, evaluation.dtype))
         with torch.no_grad():
             coarse = replace(solver, tol=max(solver.tol, evaluation.switch))(lowered, x0, scale=scale)
         left = max(1, solver.max_steps - int(coarse.n_gradients.max()))
-        fine = rule(replace(solver, max_steps=left), objective, coarse.x, coarse.scale)
+        fine = solve(replace(solver, max_steps=left), objective, coarse.x, coarse.scale)
         n_gradients, n_values = coarse.n_gradients + fine.n_gradients, coarse.n_values + fine.n_values
         return fine._replace(n_gradients=n_gradients, n_values=n_values)
 
@@ -224,3 +266,27 @@ class Reconstruction(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_evaluator": None}  # compiled code belongs to one prior in one process
+
+
+def _solve(watch: Watch, solver: Solver, problem: Objective, x0: Tensor, scale: Tensor | None = None) -> Solution:
+    """In place of a backward rule, for a solution that is watched instead of differentiated."""
+    with torch.no_grad():
+        return solver(problem, x0, scale=scale, watch=watch)
+
+
+def _check_reachable(solver: Solver, rule: BackwardRule, objective: Objective) -> None:
+    """Refuse tolerances that autocast's rounding hides; 0 asks for all steps, not for an accuracy.
+
+    With a lowered network residuals stall at 1/30 of its rounding error at best; where λ‖x‖ is large beside ‖F(x⁰)‖ it
+    is sooner, and the samples that fall short are counted.
+    """
+    if objective.precision <= torch.finfo(objective.y.dtype).eps:
+        return
+    least = objective.precision / 8
+    for name, tol in (("solver", solver.tol), ("backward", rule.tolerance if isinstance(rule, Implicit) else 0)):
+        if 0 < tol < least:
+            raise ValueError(
+                f"Reconstruction: expected tol >= {least:.1e} of the {name} under autocast, whose rounding hides "
+                f"smaller residuals, got {tol:.1e}; raise it, or lower the network early in the solve alone, with "
+                "`trainer.precision: 32-true` and `evaluation: {dtype: bfloat16}`"
+            )

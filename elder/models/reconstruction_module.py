@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -19,9 +20,10 @@ from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, psnr, ssim_uniform
 from elder.models.reconstruction import Reconstruction, Tolerances
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
-from elder.models.tuning import tune_strength
+from elder.models.tracing import Increases
+from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
-from elder.models.weights import check_weights, read_prior
+from elder.models.weights import check_weights, find_weights, read_noise_range, read_prior, warn_outside
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Implicit, Solution
 
@@ -52,13 +54,15 @@ class ReconstructionModule(LightningModule):
     Args:
         reconstruction: x̂, with the prior, solver and backward rule.
         loss: Of x̂ against the ground truth, on real channels.
-        pretrained: Checkpoint of a `DenoisingModule`, or safetensors of a prior, from which the prior starts.
+        pretrained: From which the prior starts: name of a trained model, checkpoint of a `DenoisingModule`, or
+            safetensors of a prior.
         baselines: Reconstructions to compare with, by the name they have in tables.
         initialization: Name that x⁰ has in tables: "zero-filled" for MRI.
         warm_start: Start each training solve from the solution of the sample's previous visit.
         tolerance: Loosens the solves of training as far as the hypergradient allows; null: as the solvers say.
         optimizer: Of θ and λ.
-        scheduler: Of the learning rate, stepped once an epoch; null: constant.
+        scheduler: Of the learning rate; null: constant.
+        scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
     """
 
     tolerances: Tensor  # present tolerances of the forward and the backward solve, if they adapt
@@ -74,18 +78,21 @@ class ReconstructionModule(LightningModule):
         tolerance: AdaptiveTolerance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
         self.loss = loss or nn.MSELoss()
+        self._noise_range: tuple[float, float] | None = None  # of the prior before it is trained here
         if pretrained is not None:
-            weights = read_prior(Path(pretrained))
-            check_weights(reconstruction.prior, weights, str(pretrained))
+            weights = read_prior(path := find_weights(pretrained))
+            self._noise_range = read_noise_range(path)
+            check_weights(reconstruction.prior, weights, str(path))
             reconstruction.prior.load_state_dict(weights)
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
@@ -112,13 +119,22 @@ class ReconstructionModule(LightningModule):
         return self._baselines[0]
 
     def forward(self, problem: InverseProblem) -> Solution:
+        self._check_noise(problem)
         return self.reconstruction(problem)
+
+    def _check_noise(self, problem: InverseProblem) -> None:
+        """Warn, once, if the prior is told another noise level than it was trained for."""
+        if self._noise_range is not None and (sigma := self.reconstruction.sigma(problem)) is not None:
+            outside = warn_outside(sigma, self._noise_range, type(self.reconstruction.prior).__name__)
+            self._noise_range = None if outside else self._noise_range
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, n = batch.problem, len(batch.names)
         truth = _ground_truth(batch)
+        self._check_noise(problem)
+        self._noise_range = None  # from now on the prior learns the present level
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
             start = self._warm_start.start(samples, problem.A.initialize(problem.y))
@@ -183,7 +199,9 @@ class ReconstructionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
+        if self.scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}]
 
     # Evaluation
 
@@ -205,18 +223,19 @@ class ReconstructionModule(LightningModule):
                 raise ValueError(f"ReconstructionModule: tuning {name} needs a data module, got {type(data).__name__}")
             baseline.to(self.device)
             problems = data.validation_problems(self.device)
-            strength, value = tune_strength(
-                baseline, problems, report=lambda line, name=name: rank_zero_info(f"{name}: {line}")
-            )
-            self.tuned[name] = {"strength": strength, "validation_psnr": value}
+            found = tune(baseline, problems, report=lambda line, name=name: rank_zero_info(f"{name}: {line}"))
+            self.tuned[name] = {**found.values, "validation_psnr": found.psnr}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One row per method and image, and the images."""
         truth, problem = _ground_truth(batch), batch.problem
+        self._check_noise(problem)
         rows, images = [], {}
         methods = {self.initialization: _initialize, **self.baselines, LEARNED: self.reconstruction}
+        increases = Increases(self.reconstruction.objective(problem))
         for method, reconstruct in methods.items():
-            solution, seconds = self._timed(reconstruct, problem)
+            options = {"watch": increases} if method == LEARNED else {}
+            solution, seconds = self._timed(partial(reconstruct, **options), problem)
             images[method] = solution.x
             for i, name in enumerate(batch.names):
                 one = slice(i, i + 1)
@@ -231,15 +250,18 @@ class ReconstructionModule(LightningModule):
                         "seconds": seconds / len(batch.names),
                     }
                 )
+        if not (rises := increases.count.sum()).isnan():  # else the solver computes no f
+            self.log("test/increases", rises, reduce_fx="sum", sync_dist=True, batch_size=len(batch.names))
         if all(volume_and_slice(name) for name in batch.names):
             self.test_volumes.update(batch.names, images[LEARNED], truth)
         return {"rows": rows, "images": images}
 
     def on_test_epoch_end(self) -> None:
         """Metrics of whole volumes, as fastMRI defines them, where the images are slices of volumes."""
-        values = self.test_volumes.compute()
-        self.test_volumes.reset()
-        if not values["psnr"].isnan():
+        seen = torch.tensor(float(self.test_volumes.update_called), device=self.device)
+        if self.trainer.strategy.reduce(seen, reduce_op="max"):  # by any process
+            values = self.test_volumes.compute()
+            self.test_volumes.reset()
             self.log_dict({f"test/volume_{name}": value for name, value in values.items()}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -247,6 +269,7 @@ class ReconstructionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
+        self._noise_range = None  # those weights were trained here
 
     def _timed(self, reconstruct: Any, problem: InverseProblem) -> tuple[Solution, float]:
         self._synchronize()

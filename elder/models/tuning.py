@@ -1,67 +1,184 @@
-"""The strength of a reconstruction that is not learned, tuned on validation problems."""
+"""The few numbers of a reconstruction that are not learned, tuned on validation problems."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import scipy.optimize
 import torch
+from torch import Tensor
 
 from elder.metrics import psnr
-from elder.models.reconstruction import Reconstruction
+from elder.models.reconstruction import SCALARS, Reconstruction
+from elder.models.regularizers import Scaled
 from elder.operators.acquisition import InverseProblem
 
+__all__ = ["Parameter", "Trial", "Tuned", "tunable", "tune"]
 
-def tune_strength(
-    reconstruction: Reconstruction,
-    problems: Sequence[InverseProblem],
-    factor: float = 30.0,
-    tolerance: float = 0.05,
-    report: Callable[[str], None] = lambda message: None,
-) -> tuple[float, float]:
-    """Set λ to the maximiser of the mean PSNR over problems with known ground truth.
+Parameter = Literal["strength", "sigma", "sigma_factor", "scale"]
 
-    Brent's method on log λ, between λ₀/factor and λ₀·factor around the current λ₀.
+_DIVERGED = -100.0  # dB, finite so that the searches can go on from it
+_STEP = math.log(1.5)  # of the first simplex
+_FLAT = 2e-3  # dB below which the search for several numbers ends
+
+
+class Trial(NamedTuple):
+    """One evaluation.
 
     Args:
-        reconstruction: Its strength is overwritten.
+        values: Of the parameters.
+        psnr: Mean over all images, in dB; -100 where a solve diverged.
+        n_gradients: Mean evaluations of ∇R of an image; NaN where a solve diverged.
+        unconverged: Images whose solve fell short of its tolerance.
+    """
+
+    values: dict[str, float]
+    psnr: float
+    n_gradients: float
+    unconverged: int
+
+
+class Tuned(NamedTuple):
+    """The best values, with all trials in the order in which they were made."""
+
+    values: dict[str, float]
+    psnr: float  # mean over all images, in dB
+    trials: list[Trial]
+
+
+def tunable(reconstruction: Reconstruction) -> dict[str, Tensor]:
+    """Logarithms of what can be tuned, by name: those of `SCALARS` that it has, and the scale of a `Scaled` prior."""
+    found = {name: getattr(reconstruction, f"log_{name}") for name in SCALARS}
+    if isinstance(reconstruction.prior, Scaled):
+        found["scale"] = reconstruction.prior.log_scale
+    return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+
+@torch.no_grad()
+def tune(
+    reconstruction: Reconstruction,
+    problems: Sequence[InverseProblem],
+    parameters: Sequence[Parameter] = ("strength",),
+    factor: float = 30.0,
+    tolerance: float = 0.05,
+    max_evaluations: int = 60,
+    report: Callable[[str], None] = lambda message: None,
+) -> Tuned:
+    """Set the parameters to the maximiser of the mean PSNR over problems with known ground truth.
+
+    Every parameter p is searched for by its logarithm, between p₀/factor and p₀·factor around its value p₀ at the call:
+    one by Brent's method; several by that in the first alone, coarsely, and from there by the simplex of Nelder and
+    Mead in all. Each solve starts from A.initialize(y), as it will when the values are used: where R is not convex,
+    another start may lead to another minimum.
+
+    Args:
+        reconstruction: Its parameters are overwritten.
         problems: Validation batches; never test data.
+        parameters: Which, each once: some of `tunable`.
         factor: Half the width of the search interval, as a ratio.
-        tolerance: Relative accuracy of λ.
+        tolerance: Relative accuracy of each.
+        max_evaluations: Largest number of evaluations, each of which solves all problems.
         report: Receives one line per evaluation.
 
-    Returns:
-        λ and the mean PSNR there, in dB, over all images, with ground truths in [0, 1].
-
     Raises:
-        ValueError: If a ground truth is missing.
+        ValueError: If a ground truth is missing, or a parameter is none of this reconstruction.
     """
     truths = [_ground_truth(problem) for problem in problems]
-    tried: dict[float, float] = {}
-
-    def negative_psnr(log_strength: float) -> float:
-        with torch.no_grad():
-            reconstruction.log_strength.fill_(log_strength)
-            values = [psnr(reconstruction(p).x, x, 1.0) for p, x in zip(problems, truths, strict=True)]
-        tried[log_strength] = float(torch.cat(values).mean())
-        report(f"strength {math.exp(log_strength):.3g}: {tried[log_strength]:.2f} dB on the validation images")
-        return -tried[log_strength]
-
-    centre, width = reconstruction.log_strength.item(), math.log(factor)
+    logarithms = _checked(reconstruction, parameters)
+    centre = [float(logarithm) for logarithm in logarithms.values()]
+    search = _Search(reconstruction, problems, truths, logarithms, report)
+    width = math.log(factor)
+    bounds = [(c - width, c + width) for c in centre]
+    several = len(centre) > 1
     scipy.optimize.minimize_scalar(
-        negative_psnr, bounds=(centre - width, centre + width), method="bounded", options={"xatol": tolerance}
+        lambda first: search([first, *centre[1:]]),
+        bounds=bounds[0],
+        method="bounded",
+        options={
+            "xatol": max(tolerance, _STEP / 2) if several else tolerance,
+            "maxiter": max(1, max_evaluations // 3) if several else max_evaluations,
+        },
     )
-    best = max(tried, key=lambda s: tried[s])
-    with torch.no_grad():
-        reconstruction.log_strength.fill_(best)
-    return math.exp(best), tried[best]
+    if several and (left := max_evaluations - len(search.trials)) > 0:
+        start = search.best
+        inward = [-_STEP if x + _STEP > high else _STEP for x, (_, high) in zip(start, bounds, strict=True)]
+        simplex = [start] + [[x + s * (i == j) for j, x in enumerate(start)] for i, s in enumerate(inward)]
+        # the start is known, and counted by the method all the same
+        options = {"initial_simplex": simplex, "maxfev": left + 1, "xatol": tolerance, "fatol": _FLAT}
+        scipy.optimize.minimize(search, start, method="Nelder-Mead", bounds=bounds, options=options)
+    search.put(search.best)
+    best = max(search.trials, key=lambda trial: trial.psnr)
+    for value, (name, found), (low, high) in zip(search.best, best.values.items(), bounds, strict=True):
+        if min(value - low, high - value) < 2 * tolerance:
+            report(f"{name} {found:.3g} is at the edge of its range, {math.exp(low):.3g} to {math.exp(high):.3g}")
+    return Tuned(best.values, best.psnr, search.trials)
 
 
-def _ground_truth(problem: InverseProblem) -> torch.Tensor:
+class _Search:
+    """−PSNR as a function of the logarithms, which remembers what was tried."""
+
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        problems: Sequence[InverseProblem],
+        truths: Sequence[Tensor],
+        logarithms: dict[str, Tensor],
+        report: Callable[[str], None],
+    ) -> None:
+        self._reconstruction, self._problems, self._truths = reconstruction, problems, truths
+        self._logarithms, self._report = logarithms, report
+        self._known: dict[tuple[float, ...], float] = {}
+        self.trials: list[Trial] = []
+
+    @property
+    def best(self) -> list[float]:
+        """The logarithms of the largest PSNR so far."""
+        return list(max(self._known, key=lambda point: self._known[point]))
+
+    def put(self, point: Sequence[float]) -> None:
+        for logarithm, x in zip(self._logarithms.values(), point, strict=True):
+            logarithm.fill_(float(x))
+
+    def __call__(self, point: Sequence[float]) -> float:
+        key = tuple(float(x) for x in point)
+        if key not in self._known:
+            self.put(key)
+            trial = self._try({name: math.exp(x) for name, x in zip(self._logarithms, key, strict=True)})
+            self.trials.append(trial)
+            self._known[key] = trial.psnr
+            values = ", ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+            self._report(f"{values}: {trial.psnr:.2f} dB on the validation images")
+        return -self._known[key]
+
+    def _try(self, values: dict[str, float]) -> Trial:
+        qualities, n_gradients, unconverged = [], [], 0
+        try:
+            for problem, truth in zip(self._problems, self._truths, strict=True):
+                solution = self._reconstruction(problem)
+                qualities.append(psnr(solution.x, truth, 1.0))
+                n_gradients.append(solution.n_gradients)
+                unconverged += int((~solution.converged).sum())
+        except FloatingPointError:
+            return Trial(values, _DIVERGED, math.nan, sum(len(truth) for truth in self._truths))
+        return Trial(values, float(torch.cat(qualities).mean()), float(torch.cat(n_gradients).mean()), unconverged)
+
+
+def _checked(reconstruction: Reconstruction, parameters: Sequence[str]) -> dict[str, Tensor]:
+    known = tunable(reconstruction)
+    if not parameters or len(set(parameters)) < len(parameters) or not set(parameters) <= known.keys():
+        raise ValueError(
+            f"tune: expected some of {', '.join(known)}, each once, got {', '.join(parameters) or 'none'}; a noise "
+            "level is tuned where sigma or sigma_factor has a value to start from, a scale where the prior is Scaled"
+        )
+    return {name: known[name] for name in parameters}
+
+
+def _ground_truth(problem: InverseProblem) -> Tensor:
     if problem.x is None:
         raise ValueError(
-            "tune_strength: expected validation problems with a ground truth, got one without; "
+            "tune: expected validation problems with a ground truth, got one without; "
             "tune on simulated or fully sampled data"
         )
     return problem.x

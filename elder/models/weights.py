@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from elder.models.catalogue import WEIGHTS, shipped
+from elder.models.reconstruction import SCALARS
+
 #: Where a regularizer's weights stand in the checkpoints of the modules of this package.
 _PREFIXES = ("denoiser.regularizer.", "reconstruction.prior.")
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The file of a prior's weights: of a model that ships by its name, of a run by its folder, or the path as it is.
+
+    Raises:
+        FileNotFoundError: If the model's weights do not ship and have not been made.
+        ValueError: If a shipped file was altered, or what looks like a name is none.
+    """
+    path, catalogue = Path(name_or_path), shipped()
+    if str(name_or_path) in catalogue:
+        return catalogue.files(str(name_or_path)) / WEIGHTS
+    if path.is_dir():
+        return path / WEIGHTS
+    if not path.suffix and path.name == str(name_or_path) and not path.exists():
+        raise ValueError(catalogue.unknown(path.name))
+    return path
 
 
 def read_prior(path: Path) -> dict[str, Tensor]:
@@ -57,10 +80,44 @@ def read_prior(path: Path) -> dict[str, Tensor]:
 
 
 def read_scalars(path: Path) -> dict[str, float]:
-    """Strength λ and noise level σ of the reconstruction in a Lightning checkpoint, as far as it has them."""
+    """Strength λ and noise level σ, or its factor, of the reconstruction in a Lightning checkpoint, if it has them."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    names = {"strength": "reconstruction.log_strength", "sigma": "reconstruction.log_sigma"}
+    names = {name: f"reconstruction.log_{name}" for name in SCALARS}
     return {name: float(state[key].exp()) for name, key in names.items() if key in state}
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The facts that `write_prior` has left in a file of safetensors, none if another program wrote it.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected weights of a prior, found a damaged file ({error}); copy it again"
+        ) from error
+
+
+def restore_scalars(module: nn.Module, about: Mapping[str, Any], source: str) -> None:
+    """Give a reconstruction the λ and σ that belong to its prior's weights: the facts of that file, and nowhere else.
+
+    A fact `name` is the value of the parameter `log_name`.
+
+    Raises:
+        ValueError: If there is no fact for a parameter.
+    """
+    with torch.no_grad():
+        for key, parameter in module.named_parameters(recurse=False):
+            name = key.removeprefix("log_")
+            if not isinstance(about.get(name), float | int):
+                raise ValueError(
+                    f"{source}: expected the {name} that was learned with the weights, found "
+                    f"{', '.join(about) or 'nothing'}; export the weights again"
+                )
+            parameter.fill_(math.log(about[name]))
 
 
 def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> None:
@@ -86,3 +143,38 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
                 f"expected {name} {expected.get(name, 'absent')}, found {found.get(name, 'absent')}; "
                 "use the config that was saved beside the weights"
             )
+
+
+def read_noise_range(path: Path) -> tuple[float, float] | None:
+    """Least and greatest noise level that a prior was told in its training as a denoiser, where the file says so.
+
+    In a Lightning checkpoint it is the entry `noise_range`, among the facts of `write_prior` it is `noise`.
+    """
+    if path.suffix == ".safetensors":
+        found = read_about(path).get("noise")
+    else:
+        found = torch.load(path, map_location="cpu", weights_only=True).get("noise_range")
+    return None if found is None else (float(found[0]), float(found[1]))
+
+
+def warn_outside(sigma: Tensor, noise_range: tuple[float, float], who: str) -> bool:
+    """Warn, once for every text, if a noise level is outside the range of training.
+
+    Args:
+        sigma: Noise levels that a prior is told, () or (B,).
+        noise_range: Least and greatest level that it was trained with.
+        who: Begins the warning.
+
+    Returns:
+        Whether it is outside.
+    """
+    low, high = noise_range
+    least, greatest = map(float, sigma.detach().aminmax())
+    if low * (1 - 1e-5) <= least and greatest <= high * (1 + 1e-5):
+        return False
+    found = f"{least:.4g}" if least == greatest else f"{least:.4g} to {greatest:.4g}"
+    warnings.warn(
+        f"{who}: trained for noise levels {low:.4g} to {high:.4g}, given {found}; the result may be poor",
+        stacklevel=3,
+    )
+    return True

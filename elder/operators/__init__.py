@@ -2,17 +2,10 @@
 
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
-from elder.operators.blur import (
-    CircularBlur,
-    Deblurring,
-    Downsampling,
-    GaussianKernel,
-    Kernel,
-    SuperResolution,
-    UniformKernel,
-)
+from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
 from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask
 from elder.operators.fidelity import DataFidelity, LeastSquares
+from elder.operators.kernels import GaussianKernel, Kernel, KernelFile, MotionKernel, UniformKernel
 from elder.operators.masks import (
     EquispacedFractionMask,
     EquispacedMask,
@@ -21,8 +14,9 @@ from elder.operators.masks import (
     MaskFunction,
     RandomMask,
 )
-from elder.operators.mri import CartesianMRI, Sensitivity, multi_coil, single_coil
+from elder.operators.mri import CartesianMRI, FourierSampling, RealSampling, Sensitivity, multi_coil, single_coil
 from elder.operators.noise import Gaussian, Noise, Poisson
+from elder.operators.sampling import MaskFile, RadialMask, SamplingMask
 
 __all__ = [
     "Acquisition",
@@ -36,21 +30,28 @@ __all__ = [
     "EquispacedFractionMask",
     "EquispacedMask",
     "Fourier",
+    "FourierSampling",
     "Gaussian",
     "GaussianKernel",
     "Identity",
     "Inpainting",
     "InverseProblem",
     "Kernel",
+    "KernelFile",
     "LeastSquares",
     "LinearOperator",
     "MagicFractionMask",
     "MagicMask",
     "Mask",
+    "MaskFile",
     "MaskFunction",
+    "MotionKernel",
     "Noise",
     "Poisson",
+    "RadialMask",
     "RandomMask",
+    "RealSampling",
+    "SamplingMask",
     "Scene",
     "Sensitivity",
     "SuperResolution",

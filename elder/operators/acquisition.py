@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from elder.operators.base import LinearOperator
 from elder.operators.noise import Generators, Noise
+
+T = TypeVar("T")
 
 
 class InverseProblem(NamedTuple):
@@ -33,6 +35,7 @@ class Scene(NamedTuple):
     maps: Tensor | None = None  # coil sensitivities, (B, coils, H, W) complex, Σ|S|² = 1 where there is signal
     mask: Tensor | None = None  # sampling already applied to kspace, (B, 1, 1, W) bool
     volume: tuple[str, ...] | None = None  # file name of each sample's volume, where masks may be fixed by it
+    setting: Tensor | tuple[int, ...] | int | None = None  # which kernel, mask, noise level of each sample, not drawn
 
 
 class Acquisition(ABC):
@@ -44,6 +47,20 @@ class Acquisition(ABC):
     """
 
     noise: Noise
+
+    @property
+    def n_operators(self) -> int:
+        """Of how many kernels, masks, … one is drawn for each scene."""
+        return 1
+
+    @final
+    @property
+    def n_settings(self) -> int:
+        """How many pairs of an operator and a noise level there are; `Scene.setting` picks one instead of a draw.
+
+        The levels vary fastest: setting i has operator i // n_levels and level i % n_levels.
+        """
+        return self.n_operators * self.noise.n_levels
 
     @abstractmethod
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
@@ -63,9 +80,31 @@ class Acquisition(ABC):
             scene: A batch of B scenes.
             generators: B CPU generators.
         """
+        levels = None
+        if scene.setting is not None:
+            settings = self._settings(scene, len(generators))
+            levels = [i % self.noise.n_levels for i in settings]
+            scene = scene._replace(setting=tuple(i // self.noise.n_levels for i in settings))
         A = self.operator(scene, generators)
-        y, sigma = self.noise(self.measure(A, scene), generators)
+        y, sigma = self.noise(self.measure(A, scene), generators, levels)
         return InverseProblem(A, A.restrict(y), scene.image, sigma)
+
+    def _choose(self, choices: Tensor, scene: Scene, generators: Generators) -> Tensor:
+        """Each sample's entry of choices (n_operators, …): (B, …), or all of (1, …), which takes no draw."""
+        n = len(choices)
+        if n == 1:
+            return choices
+        if scene.setting is not None:
+            return choices[torch.as_tensor(scene.setting)]
+        return choices[[int(torch.randint(n, (), generator=g)) for g in generators]]
+
+    def _settings(self, scene: Scene, n_samples: int) -> list[int]:
+        settings = torch.as_tensor(scene.setting).expand(n_samples).tolist()
+        if not all(0 <= i < self.n_settings for i in settings):
+            raise ValueError(
+                f"{type(self).__name__}: expected settings from 0 to {self.n_settings - 1}, got {settings}"
+            )
+        return settings
 
     def _image(self, scene: Scene) -> Tensor:
         if scene.image is None:
@@ -74,3 +113,19 @@ class Acquisition(ABC):
                 "use data with ground truth, or an acquisition that takes measured data"
             )
         return scene.image
+
+
+def listed(name: str, choice: T | list[T]) -> list[T]:
+    """What was chosen, one or several, as a list.
+
+    Args:
+        name: What is chosen, for the error.
+        choice: One, or a list.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    choices = choice if isinstance(choice, list) else [choice]
+    if not choices:
+        raise ValueError(f"{name}: expected one or a list of at least one, got an empty list")
+    return choices

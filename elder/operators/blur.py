@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from elder.linalg import from_channels, per_sample, to_channels
-from elder.operators.acquisition import Acquisition, Scene
+from elder.operators.acquisition import Acquisition, Scene, listed
 from elder.operators.base import LinearOperator
+from elder.operators.kernels import Kernel, stack
 from elder.operators.noise import Generators, Noise
 
 
@@ -66,7 +67,7 @@ class CircularBlur(LinearOperator):
         n = self.otf.shape[0]
         reason = f"for transfer function {tuple(self.otf.shape)}"
         self._expect(symbol, u, (None if n == 1 else n, None, *self.image_size), reason)
-        return _circulant(transfer, u)
+        return circulant(transfer, u)
 
 
 class SuperResolution(LinearOperator):
@@ -114,20 +115,22 @@ class SuperResolution(LinearOperator):
         using a new analytical solution for ℓ2–ℓ2 problems", IEEE Trans. Image Process. 25(8), 2016, Theorem 1.
         """
         gamma = per_sample(gamma, z)
-        return z - self.adjoint(_circulant(gamma / (1 + gamma * self.power), self(z)))
+        return z - self.adjoint(circulant(gamma / (1 + gamma * self.power), self(z)))
 
     def initialize(self, y: Tensor) -> Tensor:
-        """Periodic linear interpolation of y, with each pixel of y where it was sampled.
+        """Periodic cubic convolution of y (with a = −3/4), with each pixel of y where it was sampled.
 
         Unlike Aᴴy, whose mean is s² times smaller, it has the brightness of the image (for a kernel of sum 1).
         """
-        H, W = self.blur.image_size
-        wrapped = F.pad(to_channels(y), (0, 1, 0, 1), mode="circular")
-        x = F.interpolate(wrapped, size=(H + 1, W + 1), mode="bilinear", align_corners=True)
-        return from_channels(x[..., :H, :W], like=y)
+        (H, W), s = self.blur.image_size, self.scale
+        rows, columns = (torch.arange(-1, n + 2, device=y.device) % n for n in y.shape[-2:])  # the neighbours it needs
+        wrapped = to_channels(y)[..., rows, :][..., columns]
+        size = ((len(rows) - 1) * s + 1, (len(columns) - 1) * s + 1)
+        x = F.interpolate(wrapped, size=size, mode="bicubic", align_corners=True)
+        return from_channels(x[..., s : s + H, s : s + W], like=y)
 
 
-def _circulant(transfer: Tensor, u: Tensor) -> Tensor:
+def circulant(transfer: Tensor, u: Tensor) -> Tensor:
     """F⁻¹ diag(transfer) F u, real for real u: half of a transfer function suffices, as kernels are real."""
     if u.is_complex():
         return torch.fft.ifft2(transfer * torch.fft.fft2(u))
@@ -135,94 +138,67 @@ def _circulant(transfer: Tensor, u: Tensor) -> Tensor:
     return torch.fft.irfft2(transfer[..., : width // 2 + 1] * torch.fft.rfft2(u), s=(height, width))
 
 
-class Kernel(ABC):
-    """A point-spread function of sum 1, written down in a configuration."""
+class _Blurring(Acquisition):
+    """Measurements of k ∗ x, k one of several kernels."""
 
-    @abstractmethod
-    def __call__(self) -> Tensor:
-        """The kernel, (1, 1, size, size), float64, with its origin at (size // 2, size // 2)."""
-
-
-@dataclass(frozen=True)
-class GaussianKernel(Kernel):
-    """k(i, j) ∝ exp(−(i² + j²) / 2σ²).
-
-    Args:
-        size: Side length in pixels.
-        sigma: Standard deviation in pixels.
-
-    Raises:
-        ValueError: If size or sigma is not positive.
-    """
-
-    size: int
-    sigma: float
+    kernel: Kernel | list[Kernel]
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.sigma <= 0:
-            raise ValueError(f"GaussianKernel: expected size >= 1 and sigma > 0, got {self.size} and {self.sigma}")
+        listed("kernel", self.kernel)
 
-    def __call__(self) -> Tensor:
-        i = torch.arange(self.size, dtype=torch.float64) - self.size // 2
-        profile = torch.exp(-i.square() / (2 * self.sigma**2))
-        profile = profile / profile.sum()
-        return torch.outer(profile, profile)[None, None]
+    @property
+    def n_operators(self) -> int:
+        return len(listed("kernel", self.kernel))
 
+    def _kernel(self, scene: Scene, generators: Generators) -> Tensor:
+        """The kernel of every sample, (B|1, 1, height, width), float64."""
+        return self._choose(self._kernels, scene, generators)
 
-@dataclass(frozen=True)
-class UniformKernel(Kernel):
-    """k(i, j) = 1 / size².
-
-    Args:
-        size: Side length in pixels.
-
-    Raises:
-        ValueError: If size is not positive.
-    """
-
-    size: int
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"UniformKernel: expected size >= 1, got {self.size}")
-
-    def __call__(self) -> Tensor:
-        return torch.full((1, 1, self.size, self.size), 1 / self.size**2, dtype=torch.float64)
+    @cached_property
+    def _kernels(self) -> Tensor:
+        return stack(listed("kernel", self.kernel))
 
 
 @dataclass(frozen=True)
-class Deblurring(Acquisition):
+class Deblurring(_Blurring):
     """y = k ∗ x + n, with periodic boundary.
 
     Args:
-        kernel: Point-spread function.
+        kernel: Point-spread function, or several, of which one is drawn for every image.
         noise: Noise model.
+
+    Raises:
+        ValueError: If the list is empty, or (when called) a kernel is not one of sum 1 that the image has room for.
     """
 
-    kernel: Kernel
+    kernel: Kernel | list[Kernel]
     noise: Noise
 
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        return CircularBlur(self.kernel().to(image.real), (H, W))
+        return CircularBlur(self._kernel(scene, generators).to(image.real), (H, W))
 
 
 @dataclass(frozen=True)
-class Downsampling(Acquisition):
+class Downsampling(_Blurring):
     """y = (k ∗ x)↓s + n, the measurements of single-image super-resolution.
 
     Args:
-        kernel: Point-spread function.
+        kernel: Point-spread function, or several, of which one is drawn for every image.
         scale: s; height and width of the images must be divisible by it.
         noise: Noise model.
+
+    Raises:
+        ValueError: If the list is empty, or (when called) a kernel is not one of sum 1 that the image has room for, or
+            the size of the image is not divisible by the scale.
     """
 
-    kernel: Kernel
+    kernel: Kernel | list[Kernel]
     scale: int
     noise: Noise
 
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        return SuperResolution(self.kernel().to(image.real), (H, W), self.scale)
+        return SuperResolution(self._kernel(scene, generators).to(image.real), (H, W), self.scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elder.linalg import per_sample
-from elder.operators.acquisition import Acquisition, Scene
+from elder.operators.acquisition import Acquisition, Scene, listed
 from elder.operators.base import LinearOperator
 from elder.operators.noise import Generators, Noise
 
@@ -134,22 +134,29 @@ class Inpainting(Acquisition):
     """y = m ⊙ (x + n), every pixel lost (mᵢ = 0, in all channels) with the same probability, independently.
 
     Args:
-        loss: Probability that a pixel is lost, in [0, 1).
+        loss: Probability that a pixel is lost, in [0, 1), or several, of which one is drawn for every image.
         noise: Noise model.
 
     Raises:
-        ValueError: If loss is not in [0, 1).
+        ValueError: If a loss is not in [0, 1) or the list is empty.
     """
 
-    loss: float
+    loss: float | list[float]
     noise: Noise
 
     def __post_init__(self) -> None:
-        if not 0 <= self.loss < 1:
+        if not all(0 <= loss < 1 for loss in listed("loss", self.loss)):
             raise ValueError(f"Inpainting: expected a probability 0 <= loss < 1, got {self.loss}")
+
+    @property
+    def n_operators(self) -> int:
+        return len(listed("loss", self.loss))
 
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         size = (1, *image.shape[-2:])
-        kept = torch.stack([torch.rand(size, dtype=torch.float32, generator=g) >= self.loss for g in generators])
-        return Mask(kept.to(image.device))
+        losses = self._choose(torch.tensor(listed("loss", self.loss), dtype=torch.float32), scene, generators).expand(
+            len(generators)
+        )
+        draws = torch.stack([torch.rand(size, dtype=torch.float32, generator=g) for g in generators])
+        return Mask((draws >= per_sample(losses, draws)).to(image.device))

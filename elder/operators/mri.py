@@ -1,4 +1,4 @@
-"""Two-dimensional Cartesian magnetic resonance imaging, with one coil or several."""
+"""Magnetic resonance imaging: sampled columns of one coil or several, and compressed sensing on any mask."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elder.linalg import conj
-from elder.operators.acquisition import Acquisition, Scene
+from elder.linalg import conj, per_sample
+from elder.operators.acquisition import Acquisition, Scene, listed
 from elder.operators.base import LinearOperator
+from elder.operators.blur import circulant
 from elder.operators.elementary import ComplexImage, Fourier, Mask
 from elder.operators.masks import MaskFunction
 from elder.operators.noise import Generators, Noise
+from elder.operators.sampling import SamplingMask, stack
 
 
 class Sensitivity(LinearOperator):
@@ -65,6 +67,43 @@ def multi_coil(mask: Tensor, maps: Tensor) -> LinearOperator:
     return Mask(mask) @ Fourier() @ Sensitivity(maps)
 
 
+class RealSampling(LinearOperator):
+    """Ax = M F x for real images x: what `single_coil(mask) @ ComplexImage()` is, with a closed-form resolvent.
+
+    Of a real image, Re Fᴴ M² F sees a frequency and its mirror image alike: it is F⁻¹ diag(w) F with
+    w(k) = (M(k)² + M(−k)²)/2.
+
+    Args:
+        mask: Weights or bool, (B|1, 1, H, W), zero frequency at (H // 2, W // 2).
+    """
+
+    power: Tensor  # w, (B|1, 1, H, W), zero frequency at (0, 0)
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.sampling = single_coil(mask) @ ComplexImage()
+        squared = torch.fft.ifftshift(
+            mask.to(torch.promote_types(mask.dtype, torch.get_default_dtype())).square(), dim=(-2, -1)
+        )
+        mirrored = squared.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
+        self.register_buffer("power", (squared + mirrored) / 2, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sampling(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.sampling.adjoint(y)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return circulant(self.power, x)
+
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        return circulant(1 / (1 + per_sample(gamma, z) * self.power.to(z.dtype)), z)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.sampling.restrict(y)
+
+
 @dataclass(frozen=True)
 class CartesianMRI(Acquisition):
     """y = M(k + n), k the scene's measured k-space where it has one, FSx otherwise; M keeps some columns.
@@ -103,3 +142,36 @@ class CartesianMRI(Acquisition):
         else:
             seeds = [int(torch.randint(2**31, (), generator=g)) for g in generators]
         return torch.stack([self.mask(n_columns, seed) for seed in seeds])[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class FourierSampling(Acquisition):
+    """y = M(Fx + n), compressed-sensing MRI: some frequencies of an image, F the unitary Fourier transform.
+
+    A real image is reconstructed as a real image, from A = M F restricted to real images.
+
+    Args:
+        mask: Sampled frequencies, or several such masks, of which one is drawn for every image.
+        noise: Noise model; its σ is that of real and imaginary part each.
+
+    Raises:
+        ValueError: If the list is empty, or (when called) a mask is of another size than the images or leaves out zero
+            frequency.
+    """
+
+    mask: SamplingMask | list[SamplingMask]
+    noise: Noise
+
+    def __post_init__(self) -> None:
+        listed("mask", self.mask)
+
+    @property
+    def n_operators(self) -> int:
+        return len(listed("mask", self.mask))
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        image = self._image(scene)
+        H, W = image.shape[-2:]
+        masks = stack(listed("mask", self.mask), (H, W))
+        mask = self._choose(masks, scene, generators).to(image.device)
+        return single_coil(mask) if image.is_complex() else RealSampling(mask)

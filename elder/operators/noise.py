@@ -20,13 +20,19 @@ class Noise(ABC):
     Hence a sample's noise does not depend on its batch, its device, or the process it is drawn in.
     """
 
+    @property
+    def n_levels(self) -> int:
+        """Of how many levels each sample has one."""
+        return 1
+
     @abstractmethod
-    def __call__(self, y: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+    def __call__(self, y: Tensor, generators: Generators, levels: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Noisy measurements, and the standard deviation of each sample's noise.
 
         Args:
             y: Noise-free measurements, (B, …), real or complex.
             generators: B CPU generators.
+            levels: The number of each sample's level, which is drawn otherwise.
 
         Returns:
             Noisy measurements, shape of y, and σ, (B,), in the units of y.
@@ -38,29 +44,47 @@ class Gaussian(Noise):
     """White Gaussian noise y + σε, of standard deviation σ (in each of real and imaginary part if y is complex).
 
     Args:
-        sigma: Standard deviation, in the units of the measurements (never in 1/255).
+        sigma: Standard deviation, in the units of the measurements (never in 1/255), or several, of which each sample
+            has one.
         sigma_max: If given, each sample's σ is drawn uniformly from [sigma, sigma_max].
 
     Raises:
-        ValueError: If a standard deviation is negative or the range is empty.
+        ValueError: If a standard deviation is negative, or the list or the range is empty.
     """
 
-    sigma: float
+    sigma: float | list[float]
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
-        if self.sigma < 0 or (self.sigma_max is not None and self.sigma_max < self.sigma):
+        if isinstance(self.sigma, list):
+            if not self.sigma or min(self.sigma) < 0 or self.sigma_max is not None:
+                raise ValueError(
+                    "Gaussian: expected a list of levels sigma >= 0 without sigma_max, got "
+                    f"sigma={self.sigma} and sigma_max={self.sigma_max}"
+                )
+        elif self.sigma < 0 or (self.sigma_max is not None and self.sigma_max < self.sigma):
             raise ValueError(
                 f"Gaussian: expected 0 <= sigma <= sigma_max, got sigma={self.sigma} and sigma_max={self.sigma_max}"
             )
 
-    def __call__(self, y: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
-        low, high = self.sigma, self.sigma if self.sigma_max is None else self.sigma_max
+    @property
+    def n_levels(self) -> int:
+        return len(self.sigma) if isinstance(self.sigma, list) else 1
+
+    def __call__(self, y: Tensor, generators: Generators, levels: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         parts = torch.view_as_real(y) if y.is_complex() else y
         draws = [_draw(part.shape, g) for part, g in zip(parts, generators, strict=True)]
-        sigma = parts.new_tensor([low + (high - low) * u for u, _ in draws])
+        sigma = parts.new_tensor(
+            [self._level(u, None if levels is None else levels[i]) for i, (u, _) in enumerate(draws)]
+        )
         noisy = parts + per_sample(sigma, parts) * torch.stack([n for _, n in draws]).to(parts)
         return (torch.view_as_complex(noisy) if y.is_complex() else noisy), sigma
+
+    def _level(self, u: float, level: int | None) -> float:
+        """σ, by its number or by a uniform draw u."""
+        if isinstance(self.sigma, list):
+            return self.sigma[int(u * len(self.sigma)) if level is None else level]
+        return self.sigma if self.sigma_max is None else self.sigma + (self.sigma_max - self.sigma) * u
 
 
 def _draw(shape: torch.Size, generator: torch.Generator) -> tuple[float, Tensor]:
@@ -88,7 +112,7 @@ class Poisson(Noise):
         if self.gain <= 0:
             raise ValueError(f"Poisson: expected gain > 0, got {self.gain}")
 
-    def __call__(self, y: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+    def __call__(self, y: Tensor, generators: Generators, levels: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         if y.is_complex():
             raise ValueError(f"Poisson: expected real measurements, got {y.dtype}; use Gaussian noise for k-space")
         rates = (y.clamp_min(0) / self.gain).cpu()

@@ -3,11 +3,12 @@
 from elder.solvers.accelerated import FISTA, InertialProximalGradient
 from elder.solvers.anderson import Anderson
 from elder.solvers.backward import SHINE, BackwardRule, Implicit, JacobianFree, Unrolled, adjoint_error
-from elder.solvers.base import AdjointReport, LinearSolution, LinearSolver, Problem, Solution, Solver
+from elder.solvers.base import AdjointReport, Problem, Solution, Solver, Watch
 from elder.solvers.broyden import Broyden
 from elder.solvers.descent import LBFGS, BacktrackingProximalGradient
 from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, ProximalGradient
 from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
+from elder.solvers.linear import LinearSolution, LinearSolver
 from elder.solvers.nonmonotone import NonmonotoneAPG
 from elder.solvers.stationary import LinearAnderson, Neumann
 
@@ -40,5 +41,6 @@ __all__ = [
     "Solver",
     "Symmetric",
     "Unrolled",
+    "Watch",
     "adjoint_error",
 ]

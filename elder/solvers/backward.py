@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from elder.linalg import inner, norm, per_sample
-from elder.solvers.base import AdjointReport, LinearMap, LinearSolution, LinearSolver, Problem, Solution, Solver
+from elder.solvers.base import AdjointReport, Problem, Solution, Solver
 from elder.solvers.fixed_point import GradientDescent, Iteration
 from elder.solvers.krylov import GMRES, Symmetric
-from elder.solvers.linear import divide, magnitude, scaled_norm
+from elder.solvers.linear import LinearMap, LinearSolution, LinearSolver, divide, magnitude, scaled_norm
 
 LinearSolve = Callable[[LinearMap, Tensor], LinearSolution]  # any linear solver is one
 

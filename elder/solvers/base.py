@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast,
 import torch
 from torch import Tensor
 
-LinearMap = Callable[[Tensor], Tensor]
+from elder.solvers.linear import LinearMap, LinearSolution
 
 
 class Problem(Protocol):
@@ -52,46 +52,6 @@ class Problem(Protocol):
         ...
 
 
-class Projection(NamedTuple):
-    """M on the Krylov space of one cycle, per sample: M V_k = V_{k+1} T with orthonormal V."""
-
-    matrix: Tensor  # T, (B, k + 1, k)
-    size: Tensor  # the leading columns that belong to the sample, (B,)
-    definite: Tensor  # (B,) bool: M is symmetric and no non-positive curvature was met
-
-    @property
-    def curvature(self) -> Tensor:
-        """min ⟨u, Mu⟩/‖u‖² over the Krylov space where M is definite, min ‖Mu‖/‖u‖ elsewhere, (B,)."""
-        mine = torch.arange(self.matrix.shape[2], device=self.size.device) < self.size[:, None]
-        matrix = torch.where(mine[:, None], self.matrix, 0)
-        square = torch.where(mine[..., None], matrix[:, :-1], 0)
-        last = (self.size.long() - 1).clamp_min(0)[:, None]  # columns cut off add zeros at the end
-        smallest, ritz = (torch.linalg.svdvals(T).gather(1, last)[:, 0] for T in (matrix, square))
-        return torch.where(self.size > 0, torch.where(self.definite, ritz, smallest), torch.nan)
-
-
-class LinearSolution(NamedTuple):
-    """What a linear solver found, per sample."""
-
-    x: Tensor  # solution, shape of the right-hand side
-    residual: Tensor  # ‖b − Mx‖ / ‖b‖, (B,)
-    n_products: Tensor  # products with M, (B,)
-    converged: Tensor  # (B,) bool
-    indefinite: Tensor  # (B,) bool: non-positive curvature was met by a method for symmetric M
-    projections: tuple[Projection, ...] = ()  # one for each cycle of a Krylov method
-
-    @property
-    def curvature(self) -> Tensor:
-        """An estimate from above of the smallest singular value of M, |eigenvalue| if symmetric, (B,); NaN: none.
-
-        It is computed when asked for, from small dense matrices.
-        """
-        found = torch.full_like(self.residual, torch.nan)
-        for projection in self.projections:
-            found = torch.fmin(found, projection.curvature)
-        return found
-
-
 class AdjointReport:
     """The adjoint solve Mu = v of one backward pass, all None until that pass has happened."""
 
@@ -112,35 +72,6 @@ class Solution(NamedTuple):
     scale: Tensor | None = None  # what the residual is relative to: ‖F(x⁰)‖ unless the solve was given another, (B,)
     adjoint: AdjointReport | None = None  # set by implicit rules, filled in by the backward pass
     inverse: LinearMap | None = None  # u ↦ about (∂F/∂x)⁻ᵀu for the whole batch, where it was asked for and is known
-
-
-@dataclass(frozen=True)
-class LinearSolver(ABC):
-    """Solves Mx = b for a batch of matrices known by their products; every sample has its own recursion.
-
-    Args:
-        max_steps: Largest number of products with M.
-        tol: A sample has converged when ‖b − Mx‖ ≤ tol · ‖b‖.
-    """
-
-    max_steps: int = 100
-    tol: float = 1e-3
-
-    needs_symmetry: ClassVar[bool] = False  # True if the method is for M = Mᴴ
-    knows_curvature: ClassVar[bool] = False  # True if `LinearSolution.curvature` is more than NaN
-
-    @abstractmethod
-    def __call__(self, matvec: LinearMap, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        """Solve from x⁰.
-
-        Args:
-            matvec: u ↦ Mu for the whole batch.
-            b: Right-hand side, (B, …), real or complex.
-            x0: Start, shape of b, of which the direction alone counts; None for 0.
-
-        Raises:
-            FloatingPointError: If a product is not finite.
-        """
 
 
 class State(Protocol):
@@ -173,6 +104,8 @@ class Standing(NamedTuple):
     n_gradients: Tensor  # (B,)
     n_values: Tensor  # (B,)
 
+
+Watch = Callable[[Tensor, State], None]  # is shown which samples take part, and where they stand
 
 S = TypeVar("S", bound=State)
 R = TypeVar("R", bound=State)
@@ -233,7 +166,13 @@ class Solver(ABC, Generic[S]):
 
     @final
     def __call__(
-        self, problem: Problem, x0: Tensor, *, scale: Tensor | None = None, keep_inverse: bool = False
+        self,
+        problem: Problem,
+        x0: Tensor,
+        *,
+        scale: Tensor | None = None,
+        keep_inverse: bool = False,
+        watch: Watch | None = None,
     ) -> Solution:
         """Iterate until every sample has converged, has stalled, or max_steps is reached.
 
@@ -243,6 +182,8 @@ class Solver(ABC, Generic[S]):
             scale: Takes the place of ‖F(x⁰)‖, (B,), in the stopping rule and in the reported residual: a start that is
                 nearly a solution need not be improved by the factor that a poor one is. NaN: ‖F(x⁰)‖.
             keep_inverse: Whether to return `Solution.inverse`, which holds on to the memory of the iteration.
+            watch: Is shown the start and the outcome of every step: the positions of the samples that take part, and
+                their state, of which the next step may write over all but x and numbers of each sample.
         """
         state = first = self.start(problem, x0)
         scale = first.residual if scale is None else torch.where(scale.isnan(), first.residual, scale)
@@ -250,6 +191,8 @@ class Solver(ABC, Generic[S]):
         samples = torch.arange(x0.shape[0], device=x0.device)
         active, n_active = torch.ones_like(first.stalled), len(samples)
         outcome = first if keep_inverse else Standing._make(islice(first, len(Standing._fields)))
+        if watch is not None:
+            watch(samples, state)
         for step in range(self.max_steps):
             if step % self.check_every == 0:
                 self._check_finite(state, active, step)
@@ -267,6 +210,8 @@ class Solver(ABC, Generic[S]):
                     samples, active, problem = samples[kept], active[kept], problem.select(kept)
                     state = state._make(entry[kept] for entry in state)
             state = self.step(problem, state)
+            if watch is not None:
+                watch(samples[active], state._make(entry[active] for entry in state))
         self._check_finite(state, active, self.max_steps)
         outcome = _record(outcome, samples, active, state)
         tiny = torch.finfo(scale.dtype).tiny

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from elder.linalg import norm
-from elder.solvers.base import LinearMap, Problem, Solver
+from elder.solvers.base import Problem, Solver
 from elder.solvers.descent import choose
+from elder.solvers.linear import LinearMap
 from elder.solvers.quasi_newton import InverseJacobian
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from elder.linalg import inner, norm, per_sample
-from elder.solvers.base import LinearMap, Problem, Solver
+from elder.solvers.base import Problem, Solver
+from elder.solvers.linear import LinearMap
 from elder.solvers.quasi_newton import InverseHessian
 
 MAX_TRIALS = 30  # rejected trials in a row after which a sample has stalled

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from elder.linalg import inner, norm, per_sample
-from elder.solvers.base import LinearMap, LinearSolution, LinearSolver, Projection
-from elder.solvers.linear import Cycle, CyclicSolver, divide
+from elder.solvers.linear import Cycle, CyclicSolver, LinearMap, LinearSolution, LinearSolver, Projection, divide
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
-"""What the iterative solvers of Mx = b share: cycles that start from, and are judged by, the true residual.
+"""What a solver of Mx = b is and returns, and what the iterative ones share.
 
+They run cycles that start from, and are judged by, the true residual.
 The inner product is Re⟨·,·⟩: a complex system is the real one of twice the size, and every method sees real vectors.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, final
 
@@ -13,8 +15,78 @@ import torch
 from torch import Tensor
 
 from elder.linalg import inner, norm, per_sample
-from elder.solvers.base import LinearMap, LinearSolution, LinearSolver, Projection
 from elder.solvers.quasi_newton import flat, unflat
+
+LinearMap = Callable[[Tensor], Tensor]
+
+
+class Projection(NamedTuple):
+    """M on the Krylov space of one cycle, per sample: M V_k = V_{k+1} T with orthonormal V."""
+
+    matrix: Tensor  # T, (B, k + 1, k)
+    size: Tensor  # the leading columns that belong to the sample, (B,)
+    definite: Tensor  # (B,) bool: M is symmetric and no non-positive curvature was met
+
+    @property
+    def curvature(self) -> Tensor:
+        """min ⟨u, Mu⟩/‖u‖² over the Krylov space where M is definite, min ‖Mu‖/‖u‖ elsewhere, (B,)."""
+        mine = torch.arange(self.matrix.shape[2], device=self.size.device) < self.size[:, None]
+        matrix = torch.where(mine[:, None], self.matrix, 0)
+        square = torch.where(mine[..., None], matrix[:, :-1], 0)
+        last = (self.size.long() - 1).clamp_min(0)[:, None]  # columns cut off add zeros at the end
+        smallest, ritz = (torch.linalg.svdvals(T).gather(1, last)[:, 0] for T in (matrix, square))
+        return torch.where(self.size > 0, torch.where(self.definite, ritz, smallest), torch.nan)
+
+
+class LinearSolution(NamedTuple):
+    """What a linear solver found, per sample."""
+
+    x: Tensor  # solution, shape of the right-hand side
+    residual: Tensor  # ‖b − Mx‖ / ‖b‖, (B,)
+    n_products: Tensor  # products with M, (B,)
+    converged: Tensor  # (B,) bool
+    indefinite: Tensor  # (B,) bool: non-positive curvature was met by a method for symmetric M
+    projections: tuple[Projection, ...] = ()  # one for each cycle of a Krylov method
+
+    @property
+    def curvature(self) -> Tensor:
+        """An estimate from above of the smallest singular value of M, |eigenvalue| if symmetric, (B,); NaN: none.
+
+        It is computed when asked for, from small dense matrices.
+        """
+        found = torch.full_like(self.residual, torch.nan)
+        for projection in self.projections:
+            found = torch.fmin(found, projection.curvature)
+        return found
+
+
+@dataclass(frozen=True)
+class LinearSolver(ABC):
+    """Solves Mx = b for a batch of matrices known by their products; every sample has its own recursion.
+
+    Args:
+        max_steps: Largest number of products with M.
+        tol: A sample has converged when ‖b − Mx‖ ≤ tol · ‖b‖.
+    """
+
+    max_steps: int = 100
+    tol: float = 1e-3
+
+    needs_symmetry: ClassVar[bool] = False  # True if the method is for M = Mᴴ
+    knows_curvature: ClassVar[bool] = False  # True if `LinearSolution.curvature` is more than NaN
+
+    @abstractmethod
+    def __call__(self, matvec: LinearMap, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        """Solve from x⁰.
+
+        Args:
+            matvec: u ↦ Mu for the whole batch.
+            b: Right-hand side, (B, …), real or complex.
+            x0: Start, shape of b, of which the direction alone counts; None for 0.
+
+        Raises:
+            FloatingPointError: If a product is not finite.
+        """
 
 
 class Cycle(NamedTuple):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from elder.linalg import norm
 from elder.solvers.anderson import _append, _mix
-from elder.solvers.base import LinearMap
-from elder.solvers.linear import Cycle, CyclicSolver
+from elder.solvers.linear import Cycle, CyclicSolver, LinearMap
 
 
 @dataclass(frozen=True)

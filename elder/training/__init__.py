@@ -1,1 +1,1 @@
-"""How a run of training is stopped, kept and accounted for."""
+"""How a run of training is stopped, averaged, kept and accounted for."""

@@ -1,8 +1,8 @@
-"""A program with the contract of `main.py fit|test`, which needs nothing that takes time to load.
+"""A program with the contract of `main.py fit|tune|test`, which needs nothing that takes time to load.
 
 A fit makes `model.steps` steps, `model.per_epoch` in each epoch, of `model.seconds` each; its result is a chain of
-digests, so that a step left out, repeated or made twice at once shows. Run as: entry.py COMMAND --config FILE --run_dir
-FOLDER [--ckpt_path last|FILE].
+digests, so that a step left out, repeated or made twice at once shows. Run as: entry.py COMMAND --config FILE [--config
+tuned.yaml] --run_dir FOLDER [--ckpt_path last|FILE].
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def main() -> int:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("command")
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append")
     parser.add_argument("--run_dir", type=Path)
     parser.add_argument("--ckpt_path")
     options = parser.parse_args()
-    config = yaml.safe_load(Path(options.config).read_text())
+    config = yaml.safe_load(Path(options.config[0]).read_text())
     model, folder = config["model"]["init_args"], options.run_dir
     lock = (folder / f"lock-{os.environ.get('SLURM_PROCID', 0)}").open("w")
     try:
@@ -47,7 +47,13 @@ def main() -> int:
     (folder / f"settings-{os.environ.get('SLURM_PROCID', 0)}.json").write_text(json.dumps(settings))
     if options.command == model.get("breaks_in", "fit"):
         spoil(model.get("breaks"), folder)
-    return fit(model, folder, config) if options.command == "fit" else test(folder, Path(options.ckpt_path or ""))
+    if options.command == "fit":
+        return fit(model, folder, config)
+    if options.command == "tune":
+        (folder / "tuned.yaml").write_text(json.dumps({"pretrained": options.ckpt_path}))
+        return 75 if stopped else 0
+    tuned = yaml.safe_load(Path(options.config[1]).read_text()) if options.config[1:] else {}
+    return test(folder, Path(options.ckpt_path or tuned.get("pretrained") or ""))
 
 
 def say(text: str) -> None:

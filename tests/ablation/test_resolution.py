@@ -21,6 +21,7 @@ RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "model" i
 MRI = read_yaml(ROOT / "configs" / "mri.yaml")
 STOP, PLUGIN = "pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.plugins.TorchSyncBatchNorm"
 STOPPING = {"class_path": STOP, "init_args": {"monitor": "val/psnr"}}
+MODEL = ROOT / "weights" / "mri_wcrr" / "regularizer.safetensors"
 SOLVER, RULE, DATA = "model.reconstruction.solver", "model.reconstruction.backward", "data.acquisition"
 
 
@@ -244,7 +245,7 @@ def _others(value: Any) -> list[Any]:
         return [value + 1]
     if isinstance(value, list) and value:
         return [[_others(value[0])[0], *value[1:]], [*value, value[-1]]]
-    plain = [3, 0.5, True, "other", "bf16-mixed", "norm", "warn", "link", "00:01:00:00", ["a"], ["strength"]]
+    plain = [3, 0.5, True, "other", "bf16-mixed", "norm", "warn", "link", "step", "00:01:00:00", ["a"], ["strength"]]
     classes = ["LeastSquares", "torch.nn.L1Loss", "MINRES", "Convex", "JacobianFree", STOP, PLUGIN]
     return [*plain, *({"class_path": path} for path in classes), [STOPPING], {"target": 0.5}, {"compile": "default"}]
 
@@ -292,6 +293,8 @@ def test_a_path_counts_by_what_is_there(tmp_path: Path) -> None:
     resolver = Resolver()
     a, b, c = (digest(resolver, changed(("model.pretrained", str(path)))) for path in files)
     assert a == b != c
+    named, copied = (digest(resolver, changed(("model.pretrained", path))) for path in ("mri_wcrr", str(MODEL)))
+    assert named == copied  # a trained model counts as its weights
     absent = [str(tmp_path / "x" / "w.pt"), str(tmp_path / "y" / "w.pt"), str(tmp_path / "y" / "v.pt")]
     a, b, c = (digest(resolver, changed(("model.pretrained", path))) for path in absent)
     assert a == b != c

@@ -69,6 +69,33 @@ def test_a_run_is_done(tmp_path: Path) -> None:
     assert [head.split(", ")[1] for head in heads] == ["fit", "test"]
 
 
+def test_a_test_uses_what_was_tuned_before_it(tmp_path: Path) -> None:
+    run = tiny("a", commands=("fit", "tune", "test"))
+    folder = prepared(tmp_path, run)
+    assert attempt(folder) == 0
+    assert begun(folder) == ["fit", "tune", "test"]
+    best, tuned = folder.path / "checkpoints" / "best.ckpt", str(folder.path / "tuned.yaml")
+    tune, test = (entry["arguments"] for entry in entries(folder)[0]["commands"][1:])
+    assert tune[tune.index("--ckpt_path") + 1] == str(best) and tuned not in tune
+    assert "--ckpt_path" not in test, "the values of a checkpoint would win over the tuned ones"
+    first, second = (i for i, argument in enumerate(test) if argument == "--config")
+    assert test[first + 1].endswith("0001.yaml") and test[second + 1] == tuned
+    assert f"learned,a,{int(expected(run)[:4], 16)}," in (folder.path / "results.csv").read_text()
+    (folder.path / "tuned.yaml").unlink()
+    (folder.path / "status.json").unlink()
+    assert attempt(folder) == 0
+    assert begun(folder) == ["fit", "tune", "test", "tune", "test"], "what was tuned is gone: the fit is not"
+
+
+def test_a_fit_may_start_from_tuned_values(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, tiny("a", commands=("tune", "fit", "test")))
+    assert attempt(folder) == 0
+    tune, fit, test = (entry["arguments"] for entry in entries(folder)[0]["commands"])
+    tuned = str(folder.path / "tuned.yaml")
+    assert "--ckpt_path" not in tune and tuned in fit and fit[fit.index("--ckpt_path") + 1] == "last"
+    assert tuned not in test and test[-1] == str(folder.path / "checkpoints" / "best.ckpt")
+
+
 def test_provenance_tells_what_produced_it(tmp_path: Path) -> None:
     data = tmp_path / "data.h5"
     data.write_text("k-space")

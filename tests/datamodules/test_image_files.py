@@ -9,7 +9,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from elder.datamodules.image_files import Folder, Stack
+from elder.datamodules import image_files
+from elder.datamodules.image_files import Folder, Join, Stack, image_source
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (9, 11), dtype=np.uint8)
@@ -138,6 +139,53 @@ def test_numpy_stacks(tmp_path: Path) -> None:
         stack = Stack(tmp_path / name)
         assert len(stack.names) == 4
         np.testing.assert_array_equal(stack.read(2, color=False)[0].numpy(), STACK[2].astype(np.float32))
+
+
+def test_npz_of_an_array_for_each_image(tmp_path: Path) -> None:
+    arrays = {"im-04": STACK[0], "im-01": STACK[1, :, :5], "im-07": GRAY}
+    np.savez(tmp_path / "a.npz", **arrays)
+    stack = Stack(tmp_path / "a.npz")
+    assert stack.names == ["a.npz/im-04", "a.npz/im-01", "a.npz/im-07"]
+    assert stack.sizes == [(9, 11), (9, 5), (9, 11)]
+    for i, expected in enumerate([STACK[0], STACK[1, :, :5], GRAY / 255]):
+        np.testing.assert_array_equal(stack.read(i, color=False)[0].numpy(), expected.astype(np.float32))
+    np.savez(tmp_path / "a.npz", a=STACK[0], b=1j * STACK[0])
+    with pytest.raises(ValueError, match=r"expected a single real 3-D array, found .*b \(9, 11\) complex128"):
+        _ = Stack(tmp_path / "a.npz").names
+
+
+def test_join_is_one_source_after_the_other(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c.png"):
+        Image.fromarray(RGB).save(tmp_path / name)
+    np.save(tmp_path / "a.npy", STACK[:, :7])
+    join = Join((Folder(tmp_path, exclude=("c*",)), tmp_path / "a.npy", Folder(tmp_path, include=("c*",))))
+    assert join.names == ["a.png", "b.png", *(f"a.npy/{i}" for i in range(4)), "c.png"]
+    assert join.sizes == [(9, 11)] * 2 + [(7, 11)] * 4 + [(9, 11)]
+    assert np.array_equal(join.read(0, color=True), read(tmp_path / "a.png", color=True))
+    assert np.array_equal(join.read(4, color=False)[0], STACK[2, :7].astype(np.float32))
+    assert join.read(6, color=False).shape == (1, 9, 11)
+    assert image_source(join) is join
+    with pytest.raises(ValueError, match=r"different names, got b\.png twice"):
+        _ = Join((tmp_path, Folder(tmp_path, include=("b*",)))).names
+    with pytest.raises(ValueError, match="at least one source"):
+        _ = Join(()).names
+
+
+def test_decoded_pictures_stay_in_memory_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "KEPT", 2 * RGB.size)
+    pictures = [RGB, 255 - RGB, RGB // 2]
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    folder = Folder(tmp_path)
+    first = [folder.read(i, color=True) for i in range(3)]
+    first[0].fill_(7)  # what was read belongs to the reader
+    for i in range(3):
+        (tmp_path / f"{i}.png").unlink()
+    for i in range(2):
+        np.testing.assert_array_equal(folder.read(i, color=True), np.float32(pictures[i].transpose(2, 0, 1) / 255))
+    for index, color in ((2, True), (0, False)):
+        with pytest.raises(OSError, match=rf"{index}\.png: expected images"):
+            folder.read(index, color)
 
 
 # Bad files

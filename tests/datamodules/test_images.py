@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elder.datamodules.base import VALIDATION, Batch, ImagingDataModule, Item, Key
-from elder.datamodules.image_files import Folder, Stack
-from elder.datamodules.images import BSD, BSD68, HELD_OUT, CentreCrop, ImageDataset, Images, RandomPatch
+from elder.datamodules.base import TEST, VALIDATION, Batch, ImagingDataModule, Item, Key
+from elder.datamodules.image_files import Folder, Stack, image_source
+from elder.datamodules.images import BSD, BSD68, HELD_OUT, CentreCrop, ImageDataset, Images, MultipleCrop, RandomPatch
+from elder.operators.blur import CircularBlur, Deblurring
 from elder.operators.elementary import Denoising
+from elder.operators.kernels import Kernel, UniformKernel
 from elder.operators.noise import Gaussian
 
 RNG = np.random.default_rng(0)
@@ -84,7 +86,13 @@ def test_flips_are_the_symmetries_of_the_square_and_do_not_move_the_patch() -> N
 def test_centre_crop() -> None:
     image = torch.arange(5 * 8.0).reshape(1, 5, 8)
     assert torch.equal(CentreCrop(3)(image, torch.Generator()), image[:, 1:4, 2:5])
-    assert torch.equal(CentreCrop(None)(image, torch.Generator()), image)
+
+
+def test_multiple_crop_cuts_off_the_end() -> None:
+    image = torch.arange(6 * 8.0).reshape(1, 6, 8)
+    assert torch.equal(MultipleCrop(3)(image, torch.Generator()), image[:, :6, :6])
+    assert torch.equal(MultipleCrop(5)(image, torch.Generator()), image[:, :5, :5])
+    assert torch.equal(MultipleCrop(1)(image, torch.Generator()), image)
 
 
 def test_too_small_image_is_found_before_training(tmp_path: Path) -> None:
@@ -162,7 +170,41 @@ def test_only_the_folders_of_the_stage_are_needed(tmp_path: Path) -> None:
         module.setup("fit")
 
 
-@pytest.mark.parametrize("name", ["patch_size", "patches_per_image", "eval_size"])
+def test_whole_images_are_cut_to_a_multiple(tmp_path: Path) -> None:
+    module = images(tmp_path, eval_multiple=5)  # of 12 × 14
+    module.setup("fit")
+    module.setup("test")
+    assert module.val_data[Key(VALIDATION, 0)].scene.image.shape == (1, 10, 10)
+    assert module.test_data[Key(TEST, 0)].scene.image.shape == (1, 10, 10)
+    assert module.train_data[Key(0, 0)].scene.image.shape == (1, 8, 8)
+    assert images(tmp_path, eval_multiple=5, eval_size=10).crop == CentreCrop(10)
+    with pytest.raises(ValueError, match=r"eval_size to be a multiple of eval_multiple \(5\), got 8; choose another"):
+        images(tmp_path, eval_multiple=5, eval_size=8)
+
+
+def test_every_test_image_is_measured_at_every_setting(tmp_path: Path) -> None:
+    kernels: list[Kernel] = [UniformKernel(1), UniformKernel(3), UniformKernel(5)]
+    measured = []
+    for eval_batch_size in (1, 5):
+        module = images(tmp_path, every_setting=True, eval_batch_size=eval_batch_size)
+        module.acquisition = Deblurring(kernels, Gaussian(0.0))
+        module.setup("test")
+        measured.append(problems(module, list(module.test_dataloader())))
+    assert measured[0].keys() == measured[1].keys()
+    names = [name for _, name in measured[0]]
+    assert sorted(names) == [f"{i:02}.png/{k}" for i in range(4) for k in range(3)]
+    assert names == [name for _, name in problems(module, list(module.predict_dataloader()))]
+    for (key, name), (x, y) in measured[0].items():
+        picture, _, setting = name.partition("/")
+        np.testing.assert_array_equal(x, read(tmp_path / "test" / picture, color=False))
+        blur = CircularBlur(kernels[int(setting)]().float(), (12, 14))
+        torch.testing.assert_close(y, blur(x[None])[0])
+        assert torch.equal(y, measured[1][key, name][1])
+    module.setup("fit")
+    assert [name for batch in module.val_dataloader() for name in batch.name] == ["00.png", "01.png", "02.png"]
+
+
+@pytest.mark.parametrize("name", ["patch_size", "patches_per_image", "eval_size", "eval_multiple"])
 def test_sizes_are_positive(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"Images: expected {name} >= 1, got 0"):
         images(tmp_path, **{name: 0})
@@ -244,10 +286,18 @@ def test_luma_of_cbsd68_is_bsd68(real_data: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "n_images"), [("bsd/train", 200), ("bsd/test68", 68), ("cbsd68", 68), ("set12", 12)]
+    ("path", "n_images"),
+    [
+        ("bsd/train", 200),
+        ("bsd/test68", 68),
+        ("cbsd68", 68),
+        ("set12", 12),
+        ("mri/brain_train_magnitude", 150),
+        ("mri/chest_train/chest_train.npz", 34),
+    ],
 )
-def test_real_folders(real_data: Callable[[str], Path], folder: str, n_images: int) -> None:
-    data = ImageDataset(Folder(real_data(folder)), RandomPatch(32, flips=True), color=False)
+def test_real_sources(real_data: Callable[[str], Path], path: str, n_images: int) -> None:
+    data = ImageDataset(image_source(real_data(path)), RandomPatch(32, flips=True), color=False)
     assert len(data) == n_images
     image = data[Key(0, n_images - 1)].scene.image
     assert image.shape == (1, 32, 32)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from elder.models.networks import DnCNN, DRUNet, Network
-from elder.models.regularizers import Residual
+from elder.models.regularizers import Regularizer, Residual
 from tests.properties import concrete_subclasses
 from tests.solvers.problems import draw
 
@@ -57,7 +57,7 @@ def test_pullback_can_be_differentiated_twice_in_all_that_it_depends_on(name):
     assert torch.autograd.gradgradcheck(pull, (x, v, sigma, theta))
 
 
-def product_with_hessian(R: Residual, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+def product_with_hessian(R: Regularizer, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     leaf = x.clone().requires_grad_()
     gradient = R.grad(leaf)
     return lambda: torch.autograd.grad(gradient, leaf, torch.ones_like(x), retain_graph=True)[0]
@@ -149,7 +149,8 @@ def test_training_mode_changes_nothing(name):
 @pytest.mark.parametrize(("channels", "expected"), [(1, 408_000), (3, 410_304)])
 def test_size_is_the_published_one(channels, expected):
     """Released ELDER networks with a noise map: 12 biased 3×3 layers of width 64 and a bias-free output."""
-    network = DnCNN(channels, features=64, depth=12, noise_map=True)
+    with torch.device("meta"):
+        network = DnCNN(channels, features=64, depth=12, noise_map=True)
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
@@ -186,13 +187,18 @@ def _correlate(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 # DRUNet
 
 
-def test_size_of_drunet_is_the_published_one():
-    """17.0 million (Hurault et al., 2022): convolutions of 4 blocks at each of 3 scales and of 2 at the last, twice 2×2
-    changes of scale, first and last layer."""
-    blocks = 2 * 9 * (4 * (64**2 + 128**2 + 256**2) + 2 * 512**2)
+@pytest.mark.parametrize(
+    ("channels", "blocks", "expected"), [(1, 2, 17_008_320), (3, 2, 17_010_624), (3, 4, 32_640_960)]
+)
+def test_size_of_drunet_is_the_published_one(channels, blocks, expected):
+    """Of `blocks` at 3 scales on either side and at the last, of 2×2 changes of scale, of the first and last layer:
+    17.0 million (Hurault et al., 2022), and 32.6 (Zhang et al., 2021)."""
+    inside = 9 * 2 * blocks * (2 * (64**2 + 128**2 + 256**2) + 512**2)
     steps = 2 * 4 * (64 * 128 + 128 * 256 + 256 * 512)
-    network = DRUNet(1, (64, 128, 256, 512), blocks=2, noise_map=True)
-    assert sum(p.numel() for p in network.parameters()) == blocks + steps + 9 * 64 * (2 + 1) == 17_008_320
+    with torch.device("meta"):
+        network = DRUNet(channels, (64, 128, 256, 512), blocks, noise_map=True)
+    found = sum(p.numel() for p in network.parameters())
+    assert found == inside + steps + 9 * 64 * (2 * channels + 1) == expected
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (3, 1)], ids=str)
@@ -217,7 +223,25 @@ def test_drunet_is_its_formula(size):
     torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-14)
 
 
+# ReLU, for implicit priors
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 12), (2, 2, 7, 9)], ids=str)
+def test_network_of_relus_is_piecewise_linear_with_that_pullback(shape):
+    """Without biases it is homogeneous, N(cx) = cN(x) for c > 0, and linear around almost every x: N(x) = J_N(x)x."""
+    torch.manual_seed(1)
+    network = DRUNet(shape[1], (4, 5, 6), 1, activation="relu").double()
+    x, v = draw(*shape).requires_grad_(), draw(*shape, seed=1)
+    y, pullback = network.evaluate(x)
+    torch.testing.assert_close(network(3 * x), 3 * y)
+    torch.testing.assert_close((pullback(v) * x).sum(), (v * y).sum())
+    torch.testing.assert_close(pullback(v), torch.autograd.grad(y, x, v)[0], rtol=1e-12, atol=1e-14)
+    assert not network.smooth and DRUNet(1, (4,), 1).smooth
+
+
 def test_bad_arguments_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"activation: expected elu or relu, got 'tanh'"):
+        DnCNN(1, 2, 1, activation="tanh")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"DnCNN: expected positive sizes, got channels=1, features=0, depth=12"):
         DnCNN(features=0)
     with pytest.raises(ValueError, match=r"DnCNN: expected a noise level for its noise map, got None; set `sigma`"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from elder.solvers import (
     SHINE,
     Anderson,
     BacktrackingProximalGradient,
+    BackwardRule,
     Broyden,
     ConjugateGradient,
     GradientDescent,
@@ -140,8 +143,55 @@ def test_what_is_fixed_has_no_gradient_and_changes_no_other():
         {name: value for name, value in expected.items() if name.startswith("prior.")},
         1e-6,
     )
-    with pytest.raises(ValueError, match="expected fixed to name strength or sigma, got lambda"):
+    with pytest.raises(ValueError, match="expected fixed to name strength, sigma, sigma_factor, got lambda"):
         Reconstruction(free.prior, fixed=["lambda"])
+
+
+# A noise level that is relative to that of the problem
+
+
+def relative(solver: Solver, rule: BackwardRule, **options: Any) -> Reconstruction:
+    torch.manual_seed(3)
+    options = {"strength": 0.4, "sigma_factor": 2.0} | options
+    return Reconstruction(Residual(DnCNN(1, 4, 2, noise_map=True)), solver, rule, **options).double()
+
+
+def noisy(sigma: Sequence[float]) -> InverseProblem:
+    return problem("inpainting", len(sigma))._replace(sigma=torch.tensor(sigma, dtype=torch.float64))
+
+
+def test_a_factor_tells_the_prior_a_multiple_of_each_noise_level():
+    p, solver = noisy([0.05, 0.2]), LBFGS(500, 1e-12)
+    together = relative(solver, Implicit())(p).x
+    for i, sigma in enumerate([0.1, 0.4]):  # samples converge, and leave the batch, one after the other
+        alone = InverseProblem(p.A.select(torch.tensor([i])), p.y[i : i + 1])
+        x = relative(solver, Implicit(), sigma_factor=None, sigma=sigma)(alone).x
+        assert norm(together[i : i + 1] - x).max() < 1e-7
+    assert norm(together - relative(solver, Implicit(), sigma_factor=1.0)(p).x).min() > 1e-4
+    other = relative(solver, Implicit())(p._replace(sigma=2 * p.sigma)).x
+    same = relative(solver, Implicit(), sigma_factor=4.0)(p).x
+    torch.testing.assert_close(other, same)
+
+
+def test_gradients_in_the_factor_are_those_of_a_converged_iteration():
+    p, results = noisy([0.05, 0.2]), []
+    for solver, rule in ((LBFGS(500, 1e-12), Implicit(LINEAR["cg"])), (TRUTH, Unrolled())):
+        model = relative(solver, rule)
+        inner(draw(*p.y.shape, seed=4), model(p).x).sum().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert "log_sigma_factor" in results[1] and "log_sigma" not in results[1]
+    assert_same(*results, 1e-6)
+    fixed = relative(LBFGS(), Implicit(), fixed=["sigma_factor"])
+    assert [name for name, parameter in fixed.named_parameters() if not parameter.requires_grad] == ["log_sigma_factor"]
+
+
+def test_what_a_noise_level_is_relative_to_has_to_be_known():
+    with pytest.raises(ValueError, match=r"relative to the noise level of the problem, got .* without .*give sigma"):
+        relative(LBFGS(), Implicit())(noisy([0.1])._replace(sigma=None))
+    with pytest.raises(ValueError, match="expected sigma or sigma_factor, got both"):
+        relative(LBFGS(), Implicit(), sigma=0.1)
+    with pytest.raises(ValueError, match=r"expected sigma_factor > 0, got 0\.0"):
+        relative(LBFGS(), Implicit(), sigma_factor=0.0)
 
 
 # One minimiser
@@ -290,7 +340,7 @@ def test_shine_needs_an_estimate_and_a_refinement_that_fits():
 
 @pytest.mark.parametrize(("strength", "sigma"), [(-0.1, None), (0.0, None), (0.1, 0.0), (0.1, -1.0)])
 def test_parameters_that_are_not_positive_are_refused_in_words(strength, sigma):
-    with pytest.raises(ValueError, match=r"Reconstruction: expected positive strength and sigma, got"):
+    with pytest.raises(ValueError, match=r"Reconstruction: expected (strength|sigma) > 0, got"):
         Reconstruction(TotalVariation(), strength=strength, sigma=sigma)
 
 

@@ -1,4 +1,4 @@
-"""The tuned strength is the maximiser that a fine grid finds."""
+"""The tuned values are the maximiser that a fine grid finds."""
 
 import math
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from elder.metrics import psnr
+from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import TotalVariation
-from elder.models.tuning import tune_strength
+from elder.models.regularizers import ImplicitResidual, Regularizer, Scaled, TotalVariation
+from elder.models.tuning import tunable, tune
 from elder.operators import Identity, InverseProblem
-from elder.solvers import LBFGS
+from elder.solvers import GMRES, LBFGS, Implicit, Picard
 from tests.solvers.problems import draw
 
 
@@ -18,12 +19,13 @@ def denoising(seed: int, n: int) -> InverseProblem:
     """Squares in noise of standard deviation 0.1."""
     x = torch.zeros(n, 1, 12, 12, dtype=torch.float64)
     x[:, :, 3:9, 2 + seed : 8] = 0.8
-    return InverseProblem(Identity(), x + 0.1 * draw(*x.shape, seed=seed), x)
+    return InverseProblem(Identity(), x + 0.1 * draw(*x.shape, seed=seed), x, torch.full((n,), 0.1).double())
 
 
-def mean_psnr(model: Reconstruction, problems: list[InverseProblem], strength: float) -> float:
+def mean_psnr(model: Reconstruction, problems: list[InverseProblem], **values: float) -> float:
     with torch.no_grad():
-        model.log_strength.fill_(math.log(strength))
+        for name, value in values.items():
+            tunable(model)[name].fill_(math.log(value))
         return float(torch.cat([psnr(model(p).x, p.x, 1.0) for p in problems]).mean())
 
 
@@ -31,19 +33,81 @@ def test_finds_the_maximiser_and_sets_it():
     start, problems = 0.02, [denoising(0, 2), denoising(1, 1)]  # images count alike, not batches
     model = Reconstruction(TotalVariation(0.05), LBFGS(50, 1e-3), strength=start).double()
     lines = []
-    strength, value = tune_strength(model, problems, report=lines.append)
+    tuned = tune(model, problems, report=lines.append)
+    strength = tuned.values["strength"]
     assert model.strength.item() == pytest.approx(strength)
-    assert mean_psnr(model, problems, strength) == pytest.approx(value)
+    assert mean_psnr(model, problems, strength=strength) == pytest.approx(tuned.psnr)
     grid = [start * 30 ** (k / 10) for k in range(-10, 11)]
-    values = [mean_psnr(model, problems, s) for s in grid]
+    values = [mean_psnr(model, problems, strength=s) for s in grid]
     best = max(values)
-    assert value > best - 0.01 and max(values[0], values[-1]) < best - 1
+    assert tuned.psnr > best - 0.01 and max(values[0], values[-1]) < best - 1
     assert strength == pytest.approx(grid[values.index(best)], rel=0.4)
-    assert 3 < len(lines) < 25 and any(f"{strength:.3g}: {value:.2f} dB" in line for line in lines)
+    assert 3 < len(lines) == len(tuned.trials) < 25
+    assert any(f"strength {strength:.3g}: {tuned.psnr:.2f} dB" in line for line in lines)
 
 
-def test_missing_ground_truth_is_refused_in_words():
+class Shrinkage(Regularizer):
+    """σ² Σ log(1 + (x/σ)²): small values go to 0, those far beyond σ stay; the best λ depends on σ."""
+
+    def value(self, x, sigma=None):
+        square = torch.ones(len(x), 1, 1, 1).to(x) * sigma.reshape(-1, 1, 1, 1) ** 2
+        return (square * (x**2 / square).log1p()).flatten(1).sum(1)
+
+
+def textured(seed: int, n: int) -> InverseProblem:
+    """Squares of many shades in noise of standard deviation 0.1."""
+    x = torch.zeros(n, 1, 8, 8, dtype=torch.float64)
+    x[:, :, 2:6, 1:5] = draw(n, 1, 4, 4, seed=seed).abs().clamp(max=1) ** 2
+    return InverseProblem(Identity(), x + 0.1 * draw(*x.shape, seed=seed + 5), x, torch.full((n,), 0.1).double())
+
+
+def test_finds_two_numbers_at_once():
+    problems, solver = [textured(0, 3), textured(1, 2)], LBFGS(60, 1e-3)
+    relative = Reconstruction(Shrinkage(), solver, strength=0.5, sigma_factor=8.0).double()
+    found = tune(relative, problems, ("strength", "sigma_factor"), max_evaluations=45)
+    one = max(trial.psnr for trial in found.trials if trial.values["sigma_factor"] == pytest.approx(8.0))
+    assert list(found.values) == ["strength", "sigma_factor"] and len(found.trials) <= 45
+    assert mean_psnr(relative, problems) == pytest.approx(found.psnr) == max(trial.psnr for trial in found.trials)
+    assert found.psnr > one + 1
+    model = Reconstruction(Shrinkage(), solver, sigma=0.1).double()
+    strength, sigma = found.values["strength"], 0.1 * found.values["sigma_factor"]
+    assert mean_psnr(model, problems, strength=strength, sigma=sigma) == pytest.approx(found.psnr, abs=0.005)
+    around = [(0.6, 1.0), (1.6, 1.0), (1.0, 0.6), (1.0, 1.6), (0.6, 1.6), (1.6, 0.6)]
+    values = [mean_psnr(model, problems, strength=a * strength, sigma=b * sigma) for a, b in around]
+    assert found.psnr + 0.005 > max(values)
+
+
+def test_a_value_at_the_edge_of_its_range_is_told():
+    lines = []
+    model = Reconstruction(TotalVariation(0.05), LBFGS(20, 1e-2), strength=1e-3).double()
+    tune(model, [denoising(0, 1)], factor=3.0, report=lines.append)
+    assert lines[-1] == "strength 0.00291 is at the edge of its range, 0.000333 to 0.003"
+
+
+def test_the_scale_of_a_prior_and_the_budget():
+    problems = [denoising(0, 1)]
+    model = Reconstruction(Scaled(TotalVariation(0.05), scale=20.0), LBFGS(40, 1e-3), strength=0.1).double()
+    tuned = tune(model, problems, ("scale",), max_evaluations=7)
+    assert len(tuned.trials) == 7 and model.strength.item() == pytest.approx(0.1)
+    assert model.prior.log_scale.exp().item() == pytest.approx(tuned.values["scale"])
+    assert tuned.psnr > mean_psnr(model, problems, scale=20.0) + 0.1
+
+
+def test_where_the_solver_diverges_is_no_maximum():
+    torch.manual_seed(1)
+    prior = ImplicitResidual(DnCNN(1, 4, 2))
+    model = Reconstruction(prior, Picard(2000, 1e-3), Implicit(GMRES()), strength=1.0).double()
+    tuned = tune(model, [denoising(0, 1)])
+    diverged = [trial for trial in tuned.trials if math.isnan(trial.n_gradients)]
+    assert diverged and {trial.psnr for trial in diverged} == {-100.0}
+    assert tuned.psnr > 15 and model.strength.item() == pytest.approx(tuned.values["strength"])
+
+
+def test_what_cannot_be_tuned_is_refused_in_words():
     p, model = denoising(0, 1), Reconstruction(TotalVariation(), strength=0.1)
-    with pytest.raises(ValueError, match="tune_strength: expected validation problems with a ground truth"):
-        tune_strength(model, [p, p._replace(x=None)])
+    with pytest.raises(ValueError, match="tune: expected validation problems with a ground truth"):
+        tune(model, [p, p._replace(x=None)])
+    for parameters in (["sigma"], ["strength", "strength"], [], ["scale"]):
+        with pytest.raises(ValueError, match=r"tune: expected some of strength, each once, got"):
+            tune(model, [p], parameters)
     assert model.strength.item() == pytest.approx(0.1), "it is noticed before anything is changed"

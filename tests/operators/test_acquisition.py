@@ -15,10 +15,13 @@ from elder.operators import (
     Denoising,
     Downsampling,
     Fourier,
+    FourierSampling,
     Gaussian,
     GaussianKernel,
     Inpainting,
     InverseProblem,
+    MotionKernel,
+    RadialMask,
     RandomMask,
     Scene,
     UniformKernel,
@@ -34,6 +37,11 @@ ACQUISITIONS = {
     "deblurring": Deblurring(GaussianKernel(3, 0.9), NOISE),
     "downsampling": Downsampling(UniformKernel(3), 2, NOISE),
     "mri": CartesianMRI(MASK, NOISE),
+    "fourier": FourierSampling(RadialMask(0.4), NOISE),
+    "one of several losses": Inpainting([0.1, 0.4, 0.7], NOISE),
+    "one of several kernels": Deblurring([GaussianKernel(3, 0.9), UniformKernel(1), MotionKernel(7, 0)], NOISE),
+    "one of several kernels, decimated": Downsampling([MotionKernel(5, 1), UniformKernel(3)], 2, NOISE),
+    "one of several masks": FourierSampling([RadialMask(0.3), RadialMask(0.6)], NOISE),
 }
 
 
@@ -58,6 +66,7 @@ SCENES = {name: (acquisition, Scene(IMAGE)) for name, acquisition in ACQUISITION
     "colour inpainting": (ACQUISITIONS["inpainting"], Scene(rand(4, 3, 10, 14))),
     "complex deblurring": (ACQUISITIONS["deblurring"], Scene(COIL_IMAGE)),
     "complex mri": (ACQUISITIONS["mri"], Scene(COIL_IMAGE, volume=VOLUME)),
+    "complex fourier": (ACQUISITIONS["one of several masks"], Scene(COIL_IMAGE)),
     # No axis is broadcast and the size is odd: vectorised complex products round by position in the batch.
     "one coil with a map": (
         ACQUISITIONS["mri"],
@@ -88,7 +97,9 @@ def test_measurement_does_not_depend_on_the_batch(acquisition: Acquisition, scen
         torch.testing.assert_close(part.A(part.x), batch.A(batch.x)[samples])
 
 
-@pytest.mark.parametrize("name", ["denoising", "inpainting", "deblurring", "downsampling", "mri", "simulated coils"])
+@pytest.mark.parametrize(
+    "name", ["denoising", "inpainting", "deblurring", "downsampling", "mri", "simulated coils", "fourier"]
+)
 def test_noise_is_white_with_the_reported_sigma(name: str) -> None:
     """y − Ax, where it is measured, is what the noise model draws for zero, entry by entry."""
     acquisition, scene = SCENES[name]
@@ -225,6 +236,28 @@ CONFIGURATIONS = {
     "inpainting": configured("Inpainting", loss=0.4, noise=GAUSSIAN),
     "deblurring": configured("Deblurring", kernel=configured("GaussianKernel", size=3, sigma=0.9), noise=GAUSSIAN),
     "downsampling": configured("Downsampling", kernel=configured("UniformKernel", size=3), scale=2, noise=GAUSSIAN),
+    "one of several losses": configured("Inpainting", loss=[0.1, 0.4, 0.7], noise=GAUSSIAN),
+    "one of several kernels": configured(
+        "Deblurring",
+        kernel=[
+            configured("GaussianKernel", size=3, sigma=0.9),
+            configured("UniformKernel", size=1),
+            configured("MotionKernel", size=7, seed=0),
+        ],
+        noise=GAUSSIAN,
+    ),
+    "one of several kernels, decimated": configured(
+        "Downsampling",
+        kernel=[configured("MotionKernel", size=5, seed=1), configured("UniformKernel", size=3)],
+        scale=2,
+        noise=GAUSSIAN,
+    ),
+    "fourier": configured("FourierSampling", mask=configured("RadialMask", fraction=0.4), noise=GAUSSIAN),
+    "one of several masks": configured(
+        "FourierSampling",
+        mask=[configured("RadialMask", fraction=0.3), configured("RadialMask", fraction=0.6)],
+        noise=GAUSSIAN,
+    ),
     "mri": configured(
         "CartesianMRI",
         mask=configured("RandomMask", center_fractions=[0.2], accelerations=[2]),

@@ -35,7 +35,8 @@ from elder.solvers import (
     adjoint_error,
 )
 from elder.solvers.backward import differentiable_root
-from elder.solvers.base import AdjointReport, LinearMap, Projection
+from elder.solvers.base import AdjointReport
+from elder.solvers.linear import LinearMap, Projection
 from tests.models.test_memory import LiveBytes
 from tests.properties import concrete_subclasses
 from tests.solvers.problems import Smooth, draw

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elder.reporting.metrics_log import read_metrics
-from tests.runs import SLICES, finish, run, start, write_config
+from tests.runs import SLICES, run, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*solves fell short")
 
@@ -43,9 +43,10 @@ def test_a_denoiser_evaluates_one_gradient_for_each_image(tmp_path: Path) -> Non
     assert [line["cost/gradients"] for line in lines(tmp_path / "run", "cost/gradients")] == [SLICES["train"]] * 2
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 def test_gradients_of_all_processes(tmp_path: Path) -> None:
     config = denoising(tmp_path)
-    finish(start("fit", config, "--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp"))
+    run("fit", config, "--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp_fork")
     assert [line["cost/gradients"] for line in lines(tmp_path / "run", "cost/gradients")] == [SLICES["train"]] * 2
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*solves fell short")
 
 LAST = "--ckpt_path=last"
 N = SLICES["train"]
+AVERAGED = "--trainer.callbacks+=AveragedWeights"
 SPENT = ("time", "cost/seconds", "cost/memory")
 
 
@@ -49,7 +50,8 @@ def steps(run_dir: Path) -> list[dict[str, float]]:
 
 def assert_same(whole: Path, resumed: Path) -> None:
     a, b = checkpoint(whole), checkpoint(resumed)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+    averaged = {"current_weights"} & a.keys()
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", *averaged):
         x, y = tensors(a[part]), tensors(b[part])
         assert x
         assert x.keys() == y.keys()
@@ -88,6 +90,9 @@ CASES = {
     "adapting tolerances": (
         ["--model.reconstruction.backward=Implicit", "--model.tolerance.target=0.1", "--model.tolerance.loosest=0.5"],
         "train_batch_end", 1, 1, N + 2),
+    "a learning rate of its own for each step": (["--model.scheduler_interval=step"], "train_batch_end", 1, 1, N + 2),
+    "averaged weights": ([AVERAGED], "train_batch_end", 1, 1, N + 2),
+    "within a validation of averaged weights": ([AVERAGED], "validation_batch_end", 1, 0, 2 * N),
 }  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from elder.models.catalogue import shipped
+
 __all__ = ["ELSEWHERE", "INPUT", "Fingerprints", "counts", "digest", "run_hash"]
 
 ELSEWHERE = frozenset(
@@ -82,7 +84,7 @@ class Fingerprints:
         self._digests: dict[str, bytes] = {}
 
     def __call__(self, path: str) -> bytes:
-        """Of a file its content, of a folder the names and sizes in it, of nothing its name."""
+        """Of a file or a trained model its content, of a folder the names and sizes in it, of nothing its name."""
         if path not in self._digests:
             self._digests[path] = self._read(path)
         return self._digests[path]
@@ -91,7 +93,7 @@ class Fingerprints:
         if path.startswith(INPUT):
             return digest(path)
         self.seen[path] = path_state(path)
-        place = Path(path)
+        place = shipped().locate(path)
         if place.is_file():
             return b"file" + content_digest(place)
         if place.is_dir():
@@ -118,7 +120,7 @@ def listing(folder: Path) -> tuple[tuple[str, int], ...]:
 
 def path_state(path: str) -> list[Any]:
     """What tells that something at a path has changed: size and time, of a folder its listing."""
-    place = Path(path)
+    place = shipped().locate(path)
     if place.is_dir():
         listing.cache_clear()
         return ["folder", digest(listing(place)).hex()[:16]]

@@ -14,7 +14,7 @@ from elder.ablation.planning.resolution import Mistake, Part, Resolver
 from elder.ablation.planning.runs import Cell, Plan, Run
 from elder.ablation.planning.signatures import RefusedError
 from elder.ablation.planning.stored import fingerprint
-from elder.ablation.planning.study import Stage, Study
+from elder.ablation.planning.study import COMMANDS_KEY, Stage, Study, checked_commands
 
 __all__ = ["make"]
 
@@ -23,11 +23,12 @@ _NOTED = 5  # examples in a note
 
 
 class _Resolved(NamedTuple):
-    """A configuration of a stage: its digest, what main.py is given, and what is read from it.
+    """A configuration of a stage: its commands and digest, what main.py is given, and what is read from it.
 
     `draws` tells whether the seed of a run is that of its training data as well: unless the study says otherwise.
     """
 
+    commands: tuple[str, ...]
     digest: bytes
     config: Mapping[str, Any]
     inputs: Mapping[str, tuple[str, str]]
@@ -121,14 +122,14 @@ class _Making:
     ) -> Run:
         inputs = {key: (hashes[source], file) for key, (source, file) in one.inputs.items()}
         named = {trees.plain_key(key): source for key, source in inputs.items()}
-        digest = identity.run_hash(stage.commands, one.digest, seed, named)
+        digest = identity.run_hash(one.commands, one.digest, seed, named)
         if digest not in self.runs:
             named = {trees.plain_key(key): (groups[source], file) for key, (source, file) in one.inputs.items()}
             self.runs[digest] = Run(
                 hash=digest,
-                group=identity.run_hash(stage.commands, one.digest, None, named),
+                group=identity.run_hash(one.commands, one.digest, None, named),
                 stage=stage.name,
-                commands=stage.commands,
+                commands=one.commands,
                 seed=seed,
                 needs=tuple(dict.fromkeys(source for source, _ in inputs.values())),
                 inputs=inputs,
@@ -157,22 +158,35 @@ class _Making:
         if key not in self._resolved:
             self._resolved[key] = None
             try:
-                tree, settings = self._merged(stage, items, include)
-                self._resolved[key] = self._judge(stage, merging, tree, settings)
+                commands, tree, settings = self._merged(stage, items, include)
+                self._resolved[key] = self._judge(stage, merging, commands, tree, settings)
             except StudyError as error:
                 self.mistakes |= dict.fromkeys(error.mistakes)
         return self._resolved[key]
 
     def _merged(
         self, stage: Stage, items: Coordinates, include: Include | None
-    ) -> tuple[dict[str, Any], list[Setting]]:
+    ) -> tuple[tuple[str, ...], dict[str, Any], list[Setting]]:
+        """The commands of a stage of a cell, its configuration, and what was set in that."""
         merging = self._merging[stage.name]
         relevant = merging.relevant(items)
         patch = merging.routed(include.patch.values()) if include else ()
-        return merging.tree(relevant, patch), [*merging.settings(relevant), *patch]
+        tree, settings = merging.tree(relevant, patch), [*merging.settings(relevant), *patch]
+        commands = stage.commands
+        for setting in settings:
+            if setting.key == COMMANDS_KEY:
+                commands = checked_commands(setting)
+        return commands, trees.remove(tree, COMMANDS_KEY), settings
 
-    def _judge(self, stage: Stage, merging: Merging, tree: dict[str, Any], settings: list[Setting]) -> _Resolved | None:
-        part = self._resolve(stage.commands[0], tree)
+    def _judge(
+        self,
+        stage: Stage,
+        merging: Merging,
+        commands: tuple[str, ...],
+        tree: dict[str, Any],
+        settings: list[Setting],
+    ) -> _Resolved | None:
+        part = self._resolve(commands[0], tree)
         if part.mistakes:
             self._told(merging, part.mistakes, settings)
             return None
@@ -188,7 +202,9 @@ class _Making:
                 f"of a step, got {stage.resources.processes}; change devices, nodes or batch_size"
             ] = None
         draws = trees.get(part.value, "data.train_seed", 0) is None
-        return _Resolved(part.digest, config, inputs, batch, epochs if isinstance(epochs, int) else None, draws)
+        return _Resolved(
+            commands, part.digest, config, inputs, batch, epochs if isinstance(epochs, int) else None, draws
+        )
 
     def _resolve(self, command: str, tree: Mapping[str, Any]) -> Part:
         return self.resolver.resolve(command, tree)
@@ -206,13 +222,13 @@ class _Making:
     def _compare(self, stage: Stage, items: Coordinates, include: Include | None) -> None:
         """Parse a configuration as a whole too, and lose trust in the parts if that gives something else."""
         try:
-            tree, _ = self._merged(stage, items, include)
+            commands, tree, _ = self._merged(stage, items, include)
         except StudyError:  # told later
             return
         self.n_whole += 1
-        part = self._resolve(stage.commands[0], tree)
+        part = self._resolve(commands[0], tree)
         try:
-            problem = "" if part.value == signatures.parse_whole(stage.commands[0], tree) else "other values"
+            problem = "" if part.value == signatures.parse_whole(commands[0], tree) else "other values"
             refused = False
         except RefusedError as error:
             problem, refused = str(error), True

@@ -23,12 +23,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from jsonargparse import ArgumentParser
 from jsonargparse._typehints import ActionTypeHint, resolve_class_path_by_name
 from jsonargparse._util import get_import_path, import_object
-from pytorch_lightning import LightningModule
 
 from elder.ablation.planning import identity, trees
-from elder.cli import ArgumentParser as CommandParser
 from elder.cli import ElderCLI
-from elder.datamodules.base import ImagingDataModule
+from elder.parsing import ClassParser
 from elder.reporting.messages import configuration_mistake
 
 __all__ = ["Argument", "RefusedError", "Signature", "command_parser", "of_class", "of_command", "parse_whole"]
@@ -118,19 +116,7 @@ class _Parsers(ElderCLI):
 @cache
 def command_parser(command: str) -> ArgumentParser:
     """The parser of `main.py COMMAND`."""
-    cli = _Parsers(
-        LightningModule,
-        ImagingDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_class=CommandParser,
-        parser_kwargs={"allow_abbrev": False},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=None,
-        args=[],
-    )
-    parser = cli._subcommand_parsers[command]
+    parser = _Parsers(save_config_callback=None, args=[])._subcommand_parsers[command]
     parser.exit_on_error = False
     return parser
 
@@ -189,7 +175,7 @@ def _find(argument: Argument, name: str) -> Signature | None:
 
 
 def _signature(cls: type, path: str, argument: Argument) -> Signature | None:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ClassParser(exit_on_error=False)
     options = dict(argument.options)
     if argument.positional:
         options["skip"] = {*options.get("skip", ()), argument.positional}
@@ -201,7 +187,7 @@ def _signature(cls: type, path: str, argument: Argument) -> Signature | None:
 
 
 def _argument(action: Any, owner: str = "") -> Argument:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ClassParser(exit_on_error=False)
     action = copy(action)
     action.required = False
     parser._add_action(action)

@@ -14,7 +14,7 @@ from typing import Any
 
 from elder.ablation.planning import grid, sections, trees
 from elder.ablation.planning.documents import Place, StudyError, read_yaml
-from elder.ablation.planning.grid import Axis, Include, Patch
+from elder.ablation.planning.grid import Axis, Include, Patch, Setting
 from elder.ablation.planning.sections import Resources, Search
 
 __all__ = ["Resources", "Search", "Stage", "Study", "StudyError", "read_study"]
@@ -23,8 +23,10 @@ KEYS = (
     "name", "base", "set", "axes", "zip", "variants", "when", "exclude", "include", "seeds", "baseline", "metrics",
     "stages", "resources", "profile", "profiles", "quick", "search",
 )  # fmt: skip
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "tune", "trace")
+COMMANDS_KEY = "commands"  # in a patch: those of the stage, for the cells that it is for
 TOP = {"seed_everything", "trainer", "model", "data", "run_dir", "checkpoint", "ckpt_path", "weights_only", "config"}
+TOP |= {COMMANDS_KEY}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -95,6 +97,20 @@ class Study:
     def axes(self) -> dict[str, Axis]:
         """All axes, by name, in order."""
         return {axis.name: axis for group in self.dimensions for axis in group}
+
+
+def checked_commands(setting: Setting) -> tuple[str, ...]:
+    """The commands that a patch gives a stage.
+
+    Raises:
+        StudyError: If they are not commands of main.py, each once.
+    """
+    commands = setting.value
+    if not isinstance(commands, list) or not commands or not set(commands) <= set(COMMANDS):
+        raise StudyError(f"{setting.place}: commands: expected a list of {', '.join(COMMANDS)}, got {commands!r}")
+    if len(set(commands)) < len(commands):
+        raise StudyError(f"{setting.place}: commands: expected each once, got {', '.join(commands)}")
+    return tuple(commands)
 
 
 def read_study(path: str | Path, quick: bool = False) -> Study:

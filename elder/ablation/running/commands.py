@@ -66,6 +66,8 @@ class Commands:
         lasting = [command for command in known if command in self._run["commands"]]
         if "fit" in lasting and not (self._checkpoints / "last.ckpt").exists():
             lasting = []  # what it left is gone
+        if "tune" in lasting and not self._tuned.exists():
+            lasting = [command for command in lasting if command not in self._after("tune")]
         if "fit" not in lasting:
             self._reached = None
         elif before is not None and "epoch" in before.progress:
@@ -128,21 +130,26 @@ class Commands:
         Raises:
             TimeoutError: If it does not.
         """
-        deadline = time.monotonic() + seconds
-        while not self._config_path.exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._config_path}: expected the first task of the job to write it, got nothing")
-            time.sleep(0.1)
+        self._await(self._config_path, seconds)
         status = self._folder.status()
         return status.finished if status else ()
 
     def arguments(self, command: str) -> list[str]:
-        """The program and its arguments."""
+        """The program and its arguments: after a fit its best checkpoint, after a tuning what that has written.
+
+        Raises:
+            TimeoutError: If the first process of the job does not write what it has tuned.
+        """
+        before = self._run["commands"][: self._run["commands"].index(command)]
+        source = next((earlier for earlier in reversed(before) if earlier in ("fit", "tune")), None)
         arguments = [sys.executable, self._entry, command, "--config", str(self._config_path)]
+        if source == "tune":
+            self._await(self._tuned)
+            arguments += ["--config", str(self._tuned)]
         arguments += ["--run_dir", str(self._folder.path)]
         if command == "fit":
             arguments += ["--ckpt_path", "last"]
-        elif "fit" in self._run["commands"]:
+        elif source == "fit":
             arguments += ["--ckpt_path", str(self._checkpoints / "best.ckpt")]
         return arguments
 
@@ -196,6 +203,23 @@ class Commands:
             zip(_PROGRESS, (values.get("epoch"), self._run.get("max_epochs"), values.get("val/psnr")), strict=True)
         )
         return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def _tuned(self) -> Path:
+        return self._folder.path / "tuned.yaml"
+
+    def _after(self, command: str) -> list[str]:
+        """A command, and those that follow it."""
+        commands = list(self._run["commands"])
+        return commands[commands.index(command) :]
+
+    @staticmethod
+    def _await(path: Path, seconds: float = 300.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path}: expected the first task of the job to write it, got nothing")
+            time.sleep(0.1)
 
     def _say(self, text: str) -> None:
         with self.log.open("ab+") as file:

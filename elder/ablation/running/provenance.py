@@ -22,7 +22,7 @@ from elder.ablation.running.files import read_json, replace, to_json
 __all__ = ["Provenance", "code_fingerprint", "data_fingerprints", "now"]
 
 _PACKAGE = Path(elder.__file__).parent
-_HARMLESS = ("ablation", "reporting")  # they start runs and tell of them
+_HARMLESS = ("ablation", "reporting", "zoo")  # they start runs and tell of them
 _DIFF_LIMIT = 1 << 20
 _HASH_LIMIT = 1 << 28
 

@@ -21,6 +21,7 @@ class Network(nn.Module, ABC):
 
     channels: int  # real channels of the image: 1 gray, 3 colour, 2 complex
     noise_map: bool = False  # whether σ is an input, as a constant extra channel
+    smooth: bool = True  # whether J_N can be differentiated in turn, as the gradient of a regularizer is
 
     @abstractmethod
     def evaluate(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Pullback]:

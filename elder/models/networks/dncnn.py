@@ -1,13 +1,15 @@
-"""DnCNN with smooth activations."""
+"""DnCNN without batch normalisation."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 from torch import Tensor, nn
 
+from elder.models.networks import layers
 from elder.models.networks.base import Network
-from elder.models.networks.layers import Layer, Pullback, chain, channels_last, convolution, elu
+from elder.models.networks.layers import Layer, Pullback, chain, channels_last, convolution
 
 
 class DnCNN(Network):
@@ -22,13 +24,22 @@ class DnCNN(Network):
         features: Width of the hidden layers.
         depth: Number of hidden layers.
         noise_map: Whether the noise level σ is an input, as a constant extra channel.
+        activation: "elu", or "relu" for the field of an implicit prior.
     """
 
-    def __init__(self, channels: int = 1, features: int = 64, depth: int = 12, noise_map: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        features: int = 64,
+        depth: int = 12,
+        noise_map: bool = False,
+        activation: Literal["elu", "relu"] = "elu",
+    ) -> None:
         super().__init__()
         if min(channels, features, depth) < 1:
             raise ValueError(f"DnCNN: expected positive sizes, got {channels=}, {features=}, {depth=}")
-        self.channels, self.noise_map = channels, noise_map
+        self.channels, self.noise_map, self.smooth = channels, noise_map, activation != "relu"
+        self.activation = layers.activation(activation)
         widths = [channels + noise_map, *[features] * depth]
         hidden = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
         self.hidden = nn.ModuleList(hidden)
@@ -40,6 +51,6 @@ class DnCNN(Network):
         Raises:
             ValueError: If the network has a noise map and σ is missing.
         """
-        hidden: list[Layer] = [layer for module in self.hidden for layer in (convolution(module), elu)]
+        hidden: list[Layer] = [layer for module in self.hidden for layer in (convolution(module), self.activation)]
         network = channels_last(chain(*hidden, convolution(self.output)))
         return self.with_noise_map(network, sigma)(x)

@@ -16,6 +16,7 @@ from elder.linalg import per_sample
 
 Pullback = Callable[[Tensor], Tensor]
 Layer = Callable[[Tensor], tuple[Tensor, Pullback]]
+Size = int | tuple[int, ...]
 
 
 def chain(*layers: Layer) -> Layer:
@@ -50,23 +51,33 @@ def skip(inner: Layer) -> Layer:
 def convolution(module: nn.Module) -> Layer:
     """u ↦ w ∗ u + b of an `nn.Conv2d`, zeros beyond the border; its stride divides the sizes of u."""
     assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
-    w, b, stride, padding = module.weight, module.bias, module.stride, module.padding
-
-    def layer(u: Tensor) -> tuple[Tensor, Pullback]:
-        y = nn.functional.conv2d(u, w, b, stride, padding)
-        return y, lambda v: nn.functional.conv_transpose2d(v, w, None, stride, padding)
-
-    return layer
+    return convolution_with(module.weight, module.bias, module.stride, module.padding)
 
 
 def transposed_convolution(module: nn.Module) -> Layer:
     """The same of an `nn.ConvTranspose2d`, which is the transpose of a convolution."""
     assert isinstance(module, nn.ConvTranspose2d) and not isinstance(module.padding, str)
-    w, b, stride, padding = module.weight, module.bias, module.stride, module.padding
+    return transposed_convolution_with(module.weight, module.bias, module.stride, module.padding)
+
+
+def convolution_with(w: Tensor, b: Tensor | None = None, stride: Size = 1, padding: Size = 0, groups: int = 1) -> Layer:
+    """u ↦ w ∗ u + b, for weights that are computed from parameters."""
 
     def layer(u: Tensor) -> tuple[Tensor, Pullback]:
-        y = nn.functional.conv_transpose2d(u, w, b, stride, padding)
-        return y, lambda v: nn.functional.conv2d(v, w, None, stride, padding)
+        y = nn.functional.conv2d(u, w, b, stride, padding, groups=groups)
+        return y, lambda v: nn.functional.conv_transpose2d(v, w, None, stride, padding, groups=groups)
+
+    return layer
+
+
+def transposed_convolution_with(
+    w: Tensor, b: Tensor | None = None, stride: Size = 1, padding: Size = 0, groups: int = 1
+) -> Layer:
+    """The transpose of the convolution with w, plus b."""
+
+    def layer(u: Tensor) -> tuple[Tensor, Pullback]:
+        y = nn.functional.conv_transpose2d(u, w, b, stride, padding, groups=groups)
+        return y, lambda v: nn.functional.conv2d(v, w, None, stride, padding, groups=groups)
 
     return layer
 
@@ -100,6 +111,37 @@ def _times_slope(v: Tensor, y: Tensor) -> Tensor:
     return torch.ops.aten.elu_backward(v, 1, 1, 1, True, y)
 
 
+def softplus(u: Tensor) -> tuple[Tensor, Pullback]:
+    """y = log(1 + eᵘ): convex, and nowhere decreasing."""
+    return nn.functional.softplus(u), lambda v: v * torch.sigmoid(u)
+
+
+def smooth_magnitude(u: Tensor) -> tuple[Tensor, Pullback]:
+    """y = √(1 + u²) − 1, without the cancellation near 0: convex."""
+    c = (1 + u.square()).rsqrt()
+    slope = u * c
+    return u * slope / (1 + c), lambda v: v * slope
+
+
+def log_magnitude(u: Tensor) -> tuple[Tensor, Pullback]:
+    """y = ½ log(1 + u²): the negative logarithm of Student's t-distribution, whose slope falls back to zero."""
+    return 0.5 * u.square().log1p(), lambda v: v * u / (1 + u.square())
+
+
+def relu(u: Tensor) -> tuple[Tensor, Pullback]:
+    """y = max(u, 0), written over u. For fields that nobody differentiates twice: its second derivative is zero."""
+    y = nn.functional.relu(u, inplace=True)
+    return y, lambda v: v * (y > 0)
+
+
+def activation(name: str) -> Layer:
+    """The one that configurations call "elu" or "relu"."""
+    known: dict[str, Layer] = {"elu": elu, "relu": relu}
+    if name not in known:
+        raise ValueError(f"activation: expected {' or '.join(known)}, got {name!r}")
+    return known[name]
+
+
 def constant_channel(sigma: Tensor) -> Layer:
     """A number σ, () or (B,), appended as a constant channel."""
 
@@ -131,17 +173,31 @@ def padded(multiple: int, inner: Layer) -> Layer:
         sides = (0, -width % multiple, 0, -height % multiple)
         if not any(sides):
             return inner(u)
-        y, pull = inner(nn.functional.pad(u, sides, mode="replicate"))
-
-        def pullback(v: Tensor) -> Tensor:
-            return _gather_last(_gather_last(pull(nn.functional.pad(v, sides)), 2, height), 3, width)
-
-        return y[:, :, :height, :width].contiguous(), pullback
+        y, pull = chain(replicated(sides), inner)(u)
+        return y[:, :, :height, :width].contiguous(), lambda v: pull(nn.functional.pad(v, sides))
 
     return layer
 
 
-def _gather_last(v: Tensor, dim: int, size: int) -> Tensor:
-    """The transpose of repeating the last of `size` entries: it receives what its copies receive."""
-    first, last = v.split((size - 1, v.shape[dim] - size + 1), dim)
-    return torch.cat((first, last.sum(dim, keepdim=True)), dim)
+def replicated(sides: tuple[int, int, int, int]) -> Layer:
+    """The image with its border pixels repeated: columns to the left and right, rows above and below."""
+    left, right, above, below = sides
+
+    def layer(u: Tensor) -> tuple[Tensor, Pullback]:
+        def pullback(v: Tensor) -> Tensor:
+            return _gather(_gather(v, 2, above, below), 3, left, right)
+
+        return nn.functional.pad(u, sides, mode="replicate"), pullback
+
+    return layer
+
+
+def _gather(v: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """The transpose of repeating the first and the last entry: each receives what its copies receive."""
+    if after:
+        first, last = v.split((v.shape[dim] - after - 1, after + 1), dim)
+        v = torch.cat((first, last.sum(dim, keepdim=True)), dim)
+    if before:
+        first, last = v.split((before + 1, v.shape[dim] - before - 1), dim)
+        v = torch.cat((first.sum(dim, keepdim=True), last), dim)
+    return v

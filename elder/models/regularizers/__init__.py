@@ -1,13 +1,17 @@
 """Regularizers R_θ : images → ℝ, and fields in their place. A subclass writes the value; the gradient follows."""
 
 from elder.models.regularizers.base import Prior, Regularizer
+from elder.models.regularizers.icnn import ICNN
 from elder.models.regularizers.potentials import Convex, Potential, WeaklyConvex
 from elder.models.regularizers.residual import ImplicitResidual, REDPotential, Residual, ScalarPotential
 from elder.models.regularizers.ridge import Ridge
+from elder.models.regularizers.tdv import TDV
 from elder.models.regularizers.total_variation import TotalVariation
 from elder.models.regularizers.wrappers import Scaled
 
 __all__ = [
+    "ICNN",
+    "TDV",
     "Convex",
     "ImplicitResidual",
     "Potential",

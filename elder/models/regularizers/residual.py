@@ -16,12 +16,12 @@ class Residual(Regularizer):
     The gradient-step denoiser of Hurault et al. (2022) and Cohen et al. (2021); ELDER's main choice.
 
     Args:
-        network: N, on the image's real channels.
+        network: N, on the image's real channels; smooth.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network = _smooth(self, network)
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         u = real_channels(self, x, self.network.channels)
@@ -43,12 +43,12 @@ class REDPotential(Regularizer):
     Schniter, 2019); ELDER's second choice.
 
     Args:
-        network: N, on the image's real channels.
+        network: N, on the image's real channels; smooth.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network = _smooth(self, network)
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         u = real_channels(self, x, self.network.channels)
@@ -65,22 +65,22 @@ class ScalarPotential(Regularizer):
     """R(x) = Σ_i N(x)_i, with ∇R(x) = J_N(x)ᵀ1: ELDER's third choice.
 
     Args:
-        network: N, on the image's real channels.
+        network: N, on the image's real channels; smooth.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network = _smooth(self, network)
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         u = real_channels(self, x, self.network.channels)
-        return self.network(u, sigma).flatten(1).sum(1)
+        return self.network(u, sigma).flatten(1).sum(1, dtype=u.dtype)
 
     def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """By hand, so that a Hessian product costs as little as ∇R."""
         u = real_channels(self, x, self.network.channels)
         image, pullback = self.network.evaluate(u, sigma)
-        return image.flatten(1).sum(1), from_channels(pullback(torch.ones_like(image)), x)
+        return image.flatten(1).sum(1, dtype=u.dtype), from_channels(pullback(torch.ones_like(image)).to(u.dtype), x)
 
 
 class ImplicitResidual(Prior):
@@ -100,6 +100,16 @@ class ImplicitResidual(Prior):
     def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         u = real_channels(self, x, self.network.channels)
         return from_channels(u - self.network(u, sigma), x)
+
+
+def _smooth(owner: Regularizer, network: Network) -> Network:
+    if not network.smooth:
+        raise ValueError(
+            f"{type(owner).__name__}: expected a smooth network, since its derivative is differentiated again, got "
+            f"a {type(network).__name__} of ReLUs, whose second derivative is zero; set `activation: elu`, or use it "
+            "in an ImplicitResidual"
+        )
+    return network
 
 
 def _half_square(r: Tensor) -> Tensor:

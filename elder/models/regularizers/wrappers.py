@@ -5,39 +5,67 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from elder.linalg import per_sample
 from elder.models.regularizers.base import Regularizer
 
 
 class Scaled(Regularizer):
-    """R̃(x) = e^{a − 2s} R(e^s x), with learnable strength a and scale s.
+    """R̃(x; σ) = e^{a − 2s} R(e^s x; e^s σ), with learnable strength a and scale s, constant or of the noise level.
 
     Adapts a regularizer that was learned at one noise level or range of values to another with two numbers
     (Hertrich et al., 2025); the factor e^{−2s} keeps a quadratic R unchanged under s.
 
+    With a `reference` level σ₀, a and s are affine in log(σ/σ₀), with learnable slopes a′ and s′: a family without a
+    noise map serves a range of levels. Initially a′ = 0 and s′ = −1, so that R̃(x; σ) = (σ/σ₀)² R̃(σ₀x/σ; σ₀): the
+    denoiser x − ∇R̃ of an image and noise that are both scaled returns its image scaled.
+
     Args:
         regularizer: R.
-        strength: Initial e^a.
-        scale: Initial e^s.
+        strength: Initial e^a, at the reference.
+        scale: Initial e^s, at the reference.
+        reference: Noise level σ₀ > 0 in the units of the image; levels below σ₀/50 count as σ₀/50. None: a and s are
+            constants.
     """
 
-    def __init__(self, regularizer: Regularizer, strength: float = 1.0, scale: float = 1.0) -> None:
+    def __init__(
+        self, regularizer: Regularizer, strength: float = 1.0, scale: float = 1.0, reference: float | None = None
+    ) -> None:
         super().__init__()
         if strength <= 0 or scale <= 0:
             raise ValueError(f"Scaled: expected positive strength and scale, got {strength} and {scale}")
-        self.regularizer = regularizer
+        if reference is not None and reference <= 0:
+            raise ValueError(f"Scaled: expected a positive reference noise level, got {reference}")
+        self.regularizer, self.reference = regularizer, reference
         self.log_strength = nn.Parameter(torch.tensor(strength).log())
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        if reference is not None:
+            self.strength_slope = nn.Parameter(torch.tensor(0.0))
+            self.scale_slope = nn.Parameter(torch.tensor(-1.0))
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        scale, factor = self._factors()
-        return factor * self.regularizer.value(scale * x, None if sigma is None else scale * sigma)
+        scale, factor, level = self._at(sigma)
+        return factor * self.regularizer.value(per_sample(scale, x) * x, level)
 
     def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """By the chain rule, so that a closed form of R's gradient is used."""
-        scale, factor = self._factors()
-        value, grad = self.regularizer.value_and_grad(scale * x, None if sigma is None else scale * sigma)
-        return factor * value, factor * scale * grad
+        scale, factor, level = self._at(sigma)
+        value, grad = self.regularizer.value_and_grad(per_sample(scale, x) * x, level)
+        return factor * value, per_sample(factor * scale, x) * grad
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """e^s and e^{a − 2s}."""
-        return self.log_scale.exp(), (self.log_strength - 2 * self.log_scale).exp()
+    def _at(self, sigma: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """e^s and e^{a − 2s}, () or (B,), and e^s σ.
+
+        Raises:
+            ValueError: If they depend on the noise level and it is missing.
+        """
+        a, s = self.log_strength, self.log_scale
+        if self.reference is not None:
+            if sigma is None:
+                raise ValueError(
+                    f"Scaled: expected a noise level beside its reference {self.reference:g}, got None; set `sigma`"
+                )
+            sigma = sigma.clamp_min(self.reference / 50)
+            level = (sigma / self.reference).log().to(s)
+            a, s = a + self.strength_slope * level, s + self.scale_slope * level
+        scale = s.exp()
+        return scale, (a - 2 * s).exp(), None if sigma is None else scale * sigma

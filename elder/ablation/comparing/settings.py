@@ -1,0 +1,108 @@
+"""A study whose test measures every image with several settings: a comparison for each of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from elder.ablation.comparing.results import Comparison, Variant
+from elder.ablation.comparing.tables import show, show_interval
+
+__all__ = ["by_setting", "write_settings"]
+
+_COSTS = ("n_gradients", "seconds")
+
+
+def by_setting(comparison: Comparison) -> dict[str, Comparison]:
+    """The comparison restricted to the images of each setting, by its name; none if images are measured once.
+
+    The names of images measured with several settings end in "/SETTING" (see `Images`).
+    """
+    settings: dict[str, list[int]] = {}
+    for position, image in enumerate(comparison.images):
+        name, _, setting = image.rpartition("/")
+        if not name or name.endswith(".h5"):  # a slice of a volume
+            return {}
+        settings.setdefault(setting, []).append(position)
+    if len(settings) < 2:
+        return {}
+    return {setting: _restricted(comparison, settings[setting]) for setting in sorted(settings, key=_order)}
+
+
+def write_settings(comparison: Comparison, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write settings.md (a column per setting) and settings.csv (a row per variant and setting).
+
+    Args:
+        comparison: The study.
+        folder: An existing one.
+
+    Returns:
+        The files; none if there is only one setting.
+    """
+    parts = by_setting(comparison)
+    if not parts:
+        return []
+    paths = [Path(folder) / name for name in ("settings.md", "settings.csv")]
+    paths[0].write_text(_markdown(parts), encoding="utf-8")
+    paths[1].write_text(_csv(parts), encoding="utf-8")
+    return paths
+
+
+def _restricted(comparison: Comparison, positions: Sequence[int]) -> Comparison:
+    images = [comparison.images[i] for i in positions]
+    values = {metric: block[:, :, positions] for metric, block in comparison.values.items()}
+    return replace(comparison, images=images, values=values, references=())
+
+
+def _order(setting: str) -> tuple[bool, float, str]:
+    """Numbers by size, before words."""
+    return (False, float(setting), "") if setting.isdecimal() else (True, 0.0, setting)
+
+
+def _markdown(parts: dict[str, Comparison]) -> str:
+    first = next(iter(parts.values()))
+    lines = []
+    for metric in first.metrics:
+        lines += [f"| {metric.upper()} by setting | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
+        for i, variant in enumerate(first.variants):
+            cells = [_cell(part, metric, i) for part in parts.values()]
+            lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(part: Comparison, metric: str, i: int) -> str:
+    mean, paired = show(metric, part.summaries[metric][i].mean), part.paired[metric][i]
+    return mean if paired is None else f"{mean} ({show_interval(metric, paired)})"
+
+
+def _csv(parts: dict[str, Comparison]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    metrics = list(next(iter(parts.values())).metrics)
+    columns = [f"{metric}{suffix}" for metric in metrics for suffix in ("", "_difference", "_lo", "_hi")]
+    writer.writerow(["setting", "variant", "n_images", *columns, *_COSTS, "runs"])
+    for setting, part in parts.items():
+        for i, variant in enumerate(part.variants):
+            row: list[object] = [setting, variant.label, len(part.images)]
+            for metric in metrics:
+                paired = part.paired[metric][i]
+                row.append(part.summaries[metric][i].mean)
+                d = None if paired is None else paired.difference
+                row += [math.nan] * 3 if d is None else [d.mean, d.lo, d.hi]
+            row += [_mean_cost(variant, part.images, cost) for cost in _COSTS]
+            runs = " ".join(outcome.hash for outcome in variant.outcomes.values())
+            writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in [*row, runs]])
+    return file.getvalue()
+
+
+def _mean_cost(variant: Variant, images: Sequence[str], name: str) -> float:
+    rows = [o.results[image] for o in variant.outcomes.values() if o.is_done for image in images]
+    return float(np.mean([getattr(row, name) for row in rows])) if rows else math.nan

@@ -1,0 +1,100 @@
+"""A trained model: its regularizer, the reconstruction or the denoiser it was trained as, and its card."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from elder.linalg import to_channels
+from elder.models.catalogue import Card
+from elder.models.denoiser import Denoiser
+from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers import Prior
+from elder.models.weights import warn_outside
+from elder.operators import InverseProblem, LinearOperator
+from elder.solvers import Solution
+
+
+class TrainedModel(nn.Module):
+    """x̂ = argmin_x ½‖Ax − y‖² + λR(x), or D(y; σ) = y − ∇R(y), with what was learned: `model(y, A)`, `model(y)`.
+
+    Its parameters are frozen; `requires_grad_()` makes x̂ differentiable in them, as in training.
+
+    Args:
+        card: What is known of it.
+        reconstruction: x̂, of a model that was trained as one; else None.
+        denoiser: D, of a model that was trained as one; else None.
+    """
+
+    def __init__(self, card: Card, reconstruction: Reconstruction | None, denoiser: Denoiser | None) -> None:
+        super().__init__()
+        self.card, self.reconstruction, self.denoiser = card, reconstruction, denoiser
+        self.eval().requires_grad_(False)
+
+    @property
+    def prior(self) -> Prior:
+        """R, to be used with any other problem, solver or strength."""
+        return self.reconstruction.prior if self.reconstruction is not None else self._denoiser().regularizer
+
+    def forward(self, y: Tensor, A: LinearOperator | None = None, sigma: float | Tensor | None = None) -> Tensor:
+        """x̂, or D(y; σ) of a denoiser: images (B, C, H, W).
+
+        Args:
+            y: Measurements, (B, …) as A has them; of a denoiser noisy images, (B, C, H, W).
+            A: The operator they were made with, y = Ax + n; a denoiser takes none.
+            sigma: Standard deviation of n, one for all or (B,), for models that are told it.
+
+        Raises:
+            ValueError: If the model is of the other task, or made for other images or another precision.
+            TypeError: If A is no operator.
+        """
+        if A is None and self.reconstruction is None:
+            self._check(y)
+            return self._denoiser()(y, self._level(y, sigma))
+        return self.solve(y, A, sigma).x
+
+    def solve(self, y: Tensor, A: LinearOperator | None, sigma: float | Tensor | None = None) -> Solution:
+        """x̂ with its residual and cost; arguments and errors as for a call."""
+        reconstruction, name = self.reconstruction, self.card.name
+        if reconstruction is None:
+            raise ValueError(
+                f"{name} is a denoiser: expected a call with noisy images alone, got an operator; to reconstruct with "
+                "its regularizer choose λ: Reconstruction(model.prior, strength=…)"
+            )
+        if not isinstance(A, LinearOperator):
+            raise TypeError(
+                f"{name} reconstructs: expected measurements y and the operator A they were made with, got "
+                f"{'no A' if A is None else type(A).__name__}; call it with (y, A), A from elder.operators"
+            )
+        self._check(A.initialize(y))
+        return reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))
+
+    def _denoiser(self) -> Denoiser:
+        if self.denoiser is None:
+            raise ValueError(f"{self.card.name}: expected a model with a denoiser or a reconstruction, found neither")
+        return self.denoiser
+
+    def _level(self, y: Tensor, sigma: float | Tensor | None) -> Tensor | None:
+        """σ of every sample, (B,), with one warning if it is outside the range of training."""
+        if sigma is None:
+            return None
+        level = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device).expand(len(y))
+        if self.card.noise is not None:
+            warn_outside(level, self.card.noise, self.card.name)
+        return level
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse images of other channels or precision than R takes."""
+        name, channels, dtype = self.card.name, self.card.channels, next(self.prior.parameters()).dtype
+        if x.ndim != 4 or (channels is not None and to_channels(x).shape[1] != channels):
+            kind = "" if channels is None else f" with {channels} real channels, a complex one counting as two"
+            advice = "make its images real with A @ ComplexImage(), or take" if x.is_complex() else "take"
+            raise ValueError(
+                f"{name}: expected images (B, C, H, W){kind}, got {tuple(x.shape)} {x.dtype}; "
+                f"{advice} a model for such images: python main.py zoo list"
+            )
+        if x.real.dtype != dtype:
+            raise ValueError(
+                f"{name}: expected images of the precision of the model, {dtype}, got {x.dtype}; "
+                "convert the measurements and the operator, or the model with .to(dtype)"
+            )

@@ -1,0 +1,106 @@
+"""A prior that is told another noise level than it was trained for: one warning, and not without reason."""
+
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from elder.datamodules.base import Batch, Key
+from elder.models.denoising_module import DenoisingModule
+from elder.models.networks import DnCNN
+from elder.models.reconstruction import Reconstruction
+from elder.models.reconstruction_module import ReconstructionModule
+from elder.models.regularizers import Residual
+from elder.models.weights import read_noise_range, write_prior
+from elder.operators import Identity, InverseProblem
+from elder.solvers import LBFGS
+
+WARNING = re.escape("Residual: trained for noise levels 0.02 to 0.2, given 0.3; the result may be poor")
+
+
+def prior() -> Residual:
+    return Residual(DnCNN(1, 2, 1, noise_map=True))
+
+
+def problem(*sigma: float) -> InverseProblem:
+    x = torch.rand(len(sigma), 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    return InverseProblem(Identity(), x, x, torch.tensor(sigma))
+
+
+def batch(*sigma: float) -> Batch:
+    return Batch(problem(*sigma), [Key(i, 0) for i in range(len(sigma))], ["a"] * len(sigma))
+
+
+def module(folder: Path, noise: object, **levels: float) -> ReconstructionModule:
+    path = folder / "prior.safetensors"
+    write_prior(path, prior(), {} if noise is None else {"noise": noise})
+    reconstruction = Reconstruction(prior(), LBFGS(max_steps=2), **levels)
+    return ReconstructionModule(reconstruction, pretrained=path)
+
+
+def warned(model: ReconstructionModule, *sigma: float) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(problem(*sigma))
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_level_outside_the_range_is_warned_of_once(tmp_path):
+    model = module(tmp_path, [0.02, 0.2], sigma=0.3)
+    with pytest.warns(UserWarning, match=WARNING):
+        model(problem(0.1))
+    assert warned(model, 0.1) == []
+
+
+@pytest.mark.parametrize("noise", [[0.02, 0.3], [0.3, 0.3], None])
+def test_a_level_of_training_is_not(tmp_path, noise):
+    assert warned(module(tmp_path, noise, sigma=0.3), 0.1) == []
+
+
+def test_the_level_is_what_the_prior_is_told(tmp_path):
+    """Not that of the measurements, but a multiple of it here; and none where the prior is told none."""
+    model = module(tmp_path, [0.02, 0.2], sigma_factor=2.0)
+    assert warned(model, 0.01, 0.1) == []
+    (text,) = warned(model, 0.1, 0.15)
+    assert text.endswith("given 0.2 to 0.3; the result may be poor")
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_training_warns_at_its_start_and_then_learns_the_level(tmp_path):
+    model = module(tmp_path, [0.02, 0.2], sigma=0.3)
+    with pytest.warns(UserWarning, match=WARNING):
+        model.training_step(batch(0.1), 0)
+    model = module(tmp_path, [0.02, 0.2], sigma=0.2)
+    model.training_step(batch(0.1), 0)
+    model.reconstruction.log_sigma.data += 1
+    assert warned(model, 0.1) == []
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_denoiser_s_checkpoint_holds_the_range_it_was_trained_with(tmp_path):
+    """Over all its steps, those before it was resumed included; validation does not count."""
+    model = DenoisingModule(prior())
+    for levels in ((0.1, 0.03), (0.2, 0.15)):
+        model.training_step(batch(*levels), 0)
+    model(problem(0.7))
+    path, checkpoint = tmp_path / "a.ckpt", {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    assert read_noise_range(path) == pytest.approx((0.03, 0.2))
+    resumed = DenoisingModule(prior())
+    resumed.trainer = trainer = SimpleNamespace(ckpt_path=path)  # type: ignore[assignment]
+    resumed.on_load_checkpoint(torch.load(path, weights_only=True))
+    assert trainer.ckpt_path == path  # held weakly until here
+    resumed.trainer = None
+    resumed.training_step(batch(0.1, 0.4), 0)
+    resumed.on_save_checkpoint(checkpoint)
+    assert checkpoint["noise_range"] == pytest.approx([0.03, 0.4])
+    del checkpoint["noise_range"]  # as older ones
+    torch.save(checkpoint, path)
+    assert read_noise_range(path) is None
+    DenoisingModule(prior()).on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    assert read_noise_range(path) is None

@@ -1,0 +1,110 @@
+"""What is not as it was measured is refused, and so is a call that does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import elder
+from elder.models.catalogue import CONFIG, INDEX, WEIGHTS, Catalogue
+from elder.models.weights import find_weights
+from elder.operators import ComplexImage, Identity, single_coil
+from elder.zoo.adding import add
+from elder.zoo.loading import load
+from tests.zoo.runs import denoiser_run, reconstruction_run, tiny
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_an_altered_file_is_refused(tmp_path: Path, catalogue: Catalogue, file: str) -> None:
+    add(denoiser_run(tmp_path / "run"), "mine", None, catalogue)
+    path = catalogue.folder / "mine" / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # a bit of the last weight
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}: expected the SHA-256 .*…, got .*damaged or altered"):
+        load("mine", catalogue)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file}: expected a file of the model mine, .*; install again"):
+        load("mine", catalogue)
+
+
+def test_code_that_has_drifted_away_from_a_model_is_noticed(tmp_path: Path) -> None:
+    run = denoiser_run(tmp_path / "run")
+    config = yaml.safe_load((run / CONFIG).read_text())
+    network = config["model"]["init_args"]["regularizer"]["init_args"]["network"]["init_args"]
+    for change, message in (
+        ({"features": 5}, r"another architecture than the configured Residual: expected network\..* \(5,"),
+        ({"colour": 1}, r"expected what this version of elder understands, got .*colour.*use the version that wrote"),
+    ):
+        network.update(change)
+        (run / CONFIG).write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match=message):
+            load(run)
+    (run / CONFIG).write_text("model: 3")
+    with pytest.raises(ValueError, match="expected the configuration of a reconstruction or a denoiser, found neither"):
+        load(run)
+
+
+def test_weights_without_their_strength_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the strength that was learned with the weights, found nothing"):
+        load(reconstruction_run(tmp_path / "run"))
+
+
+def test_an_unknown_name_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"\(mri_wcrr, .*\) or a path, got mri_wccr; did you mean mri_wcrr\?"):
+        elder.load("mri_wccr")
+    with pytest.raises(ValueError, match="got mri_wcc; did you mean"):
+        find_weights("mri_wcc")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"heading": "a"}, "mine: expected .*title.*, got heading"),
+        (3, "mine: expected .*, got int"),
+        ({"title": "a"}, "mine: .*missing .*required .*complete the index"),
+    ],
+)
+def test_a_mistake_in_the_index_is_named(tmp_path: Path, entry: object, message: str) -> None:
+    (tmp_path / INDEX).write_text(yaml.safe_dump({"mine": entry}))
+    with pytest.raises(ValueError, match=message):
+        Catalogue(tmp_path)
+
+
+def test_a_denoiser_denoises(tmp_path: Path) -> None:
+    model, y = load(denoiser_run(tmp_path / "run")), tiny(1)
+    assert model.card.task == "denoising" and model.card.channels == 1 and model.card.noise == (0.01, 0.1)
+    expected = y - model.prior.grad(y, torch.tensor([0.05]))
+    assert torch.equal(model(y, sigma=0.05), expected) and torch.equal(model.denoiser(y, torch.tensor(0.05)), expected)
+    with pytest.raises(ValueError, match="run is a denoiser: expected a call with noisy images alone, got an"):
+        model(y, Identity())
+
+
+def test_noise_beyond_that_of_training_is_said_once(tmp_path: Path) -> None:
+    model = load(denoiser_run(tmp_path / "run"))
+    with pytest.warns(UserWarning, match="run: trained for noise levels 0.01 to 0.1, given 0.2") as caught:
+        model(tiny(1), sigma=0.2)
+    assert len(caught) == 1
+    model(tiny(1), sigma=0.1)  # in single precision, as above: the end of the range is inside
+    with pytest.warns(UserWarning, match="given 0.001"):
+        model(tiny(1), sigma=torch.tensor([0.001]))
+
+
+@pytest.mark.parametrize(
+    ("y", "A", "error", "message"),
+    [
+        (tiny(1), None, TypeError, "mri_wcrr reconstructs: .*got no A; call it with"),
+        (tiny(1), torch.nn.Identity(), TypeError, "got Identity; call it with"),
+        (tiny(3), Identity(), ValueError, r"with 1 real channels, .*got \(1, 3, 16, 16\) torch.float32; take a model"),
+        (tiny(2), Identity(), ValueError, r"got \(1, 1, 16, 16\) torch.complex64; make its images real with A @ Comp"),
+        (tiny(1)[0], Identity(), ValueError, r"expected images \(B, C, H, W\)"),
+        (tiny(1).double(), Identity(), ValueError, "expected images of the precision of the model, torch.float32, got"),
+        (tiny(1), single_coil(torch.ones(1, 1, 1, 9) > 0) @ ComplexImage(), ValueError, r"Mask: expected .*9"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused_in_words(y, A, error, message) -> None:
+    with pytest.raises(error, match=message):
+        elder.load("mri_wcrr")(y, A)
