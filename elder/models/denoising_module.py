@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
 from elder.models.regularizers.base import Prior
-from elder.models.weights import check_weights
+from elder.models.weights import check_weights, restore_prior
 from elder.operators.acquisition import InverseProblem
 
 
@@ -28,6 +29,7 @@ class DenoisingModule(LightningModule):
 
     Args:
         regularizer: R_θ, or the field of an implicit prior in place of ∇R_θ.
+        pretrained: From which it starts: name of a trained model, checkpoint, or safetensors of a prior.
         optimizer: Of θ.
         scheduler: Of the learning rate; null: constant.
         scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
@@ -36,11 +38,14 @@ class DenoisingModule(LightningModule):
     def __init__(
         self,
         regularizer: Prior,
+        pretrained: Path | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
+        if pretrained is not None:
+            restore_prior(regularizer, pretrained)
         self.denoiser = Denoiser(regularizer)
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()

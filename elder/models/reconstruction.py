@@ -82,6 +82,10 @@ class Objective:
         grad_R = grad - self.fidelity.grad(x, self.A, self.y)
         return self.fidelity.prox(x - per_sample(step_size, x) * grad_R, self.A, self.y, step_size)
 
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        """(I + AᴴA/(λc))⁻¹u."""
+        return full_precision(self.A.gram_resolvent)(u, 1 / (curvature * self.strength.detach()))
+
     def select(self, samples: Tensor) -> Objective:
         """The same objective for part of the batch."""
         return replace(

@@ -23,7 +23,7 @@ from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
-from elder.models.weights import check_weights, find_weights, read_noise_range, read_prior, warn_outside
+from elder.models.weights import check_weights, restore_prior, warn_outside
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Implicit, Solution
 
@@ -85,10 +85,7 @@ class ReconstructionModule(LightningModule):
         self.loss = loss or nn.MSELoss()
         self._noise_range: tuple[float, float] | None = None  # of the prior before it is trained here
         if pretrained is not None:
-            weights = read_prior(path := find_weights(pretrained))
-            self._noise_range = read_noise_range(path)
-            check_weights(reconstruction.prior, weights, str(path))
-            reconstruction.prior.load_state_dict(weights)
+            self._noise_range = restore_prior(reconstruction.prior, pretrained)
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
@@ -100,10 +97,11 @@ class ReconstructionModule(LightningModule):
         if tolerance is not None:
             rule = reconstruction.backward
             linear = rule.solver if isinstance(rule, Implicit) else None
-            if not isinstance(rule, Implicit) or not (linear is None or linear.knows_curvature):
+            known = linear is None or linear.knows_curvature
+            if not isinstance(rule, Implicit) or not known or rule.curvature is not None:
                 raise ValueError(
                     "ReconstructionModule: tolerance needs the backward rule Implicit with a Krylov solver, which "
-                    f"estimates the curvature, got {rule}; leave tolerance out, or use Implicit"
+                    f"estimates the curvature, and no preconditioner, got {rule}; leave tolerance out, or use Implicit"
                 )
             # part of the state of training: a resumed run goes on with it
             loosest = [max(tolerance.loosest, tightest) for tightest in reconstruction.tolerances]

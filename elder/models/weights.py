@@ -145,6 +145,22 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
             )
 
 
+def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, float] | None:
+    """Give a prior the weights of a trained model, by name, or of a file.
+
+    Returns:
+        The range of noise levels that they were trained for, if it is known.
+
+    Raises:
+        FileNotFoundError: If there is no such model or file.
+        ValueError: If it is damaged, or of another architecture.
+    """
+    weights = read_prior(path := find_weights(pretrained))
+    check_weights(prior, weights, str(path))
+    prior.load_state_dict(weights)
+    return read_noise_range(path)
+
+
 def read_noise_range(path: Path) -> tuple[float, float] | None:
     """Least and greatest noise level that a prior was told in its training as a denoiser, where the file says so.
 

@@ -50,7 +50,7 @@ def configuration_mistake(message: str, known: Sequence[str] = ()) -> str:
         elif line and not _EMPTY.match(line):
             line = _TYPE.sub(lambda match: match[1].rpartition(".")[2], line).replace(". Got value: ", ", got ")
             line = re.sub(r"^Option '(\w+)\.[\w.]+'", r"Option '\1'", line)  # the unknown key, not those below it
-            reasons.append(re.sub("^Expected an? ", "expected ", line))
+            reasons.append(re.sub("^Expected (an? )?", "expected ", line))
     text = ": ".join(filter(None, [".".join(keys), "; ".join(dict.fromkeys(reasons))]))
     return text + _accepted(text, place, known)
 

@@ -4,8 +4,9 @@ from elder.solvers.accelerated import FISTA, InertialProximalGradient
 from elder.solvers.anderson import Anderson
 from elder.solvers.backward import SHINE, BackwardRule, Implicit, JacobianFree, Unrolled, adjoint_error
 from elder.solvers.base import AdjointReport, Problem, Solution, Solver, Watch
+from elder.solvers.bfgs import LBFGS, PreconditionedLBFGS
 from elder.solvers.broyden import Broyden
-from elder.solvers.descent import LBFGS, BacktrackingProximalGradient
+from elder.solvers.descent import BacktrackingProximalGradient
 from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, ProximalGradient
 from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
 from elder.solvers.linear import LinearSolution, LinearSolver
@@ -35,6 +36,7 @@ __all__ = [
     "Neumann",
     "NonmonotoneAPG",
     "Picard",
+    "PreconditionedLBFGS",
     "Problem",
     "ProximalGradient",
     "Solution",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,17 +91,29 @@ class Implicit(BackwardRule):
         solver: Linear solver of the adjoint system (∂F/∂x)ᵀu = v. None chooses by the problem: Symmetric where
             F = ∇f, whose matrix is the Hessian, GMRES for anything else.
         tol: Takes the place of the linear solver's tolerance.
+        curvature: c > 0, a typical curvature of R (see `PreconditionedLBFGS`): the system is multiplied by
+            (AᴴA + λcI)⁻¹, for small λ, and its residual is that of the preconditioned system. None: it is not.
 
     Raises:
-        ValueError: If tol is negative.
+        ValueError: If tol is negative, or the preconditioned system is given to a method for symmetric ones.
     """
 
     solver: LinearSolver | None = None
     tol: float | None = None
+    curvature: float | None = None
 
     def __post_init__(self) -> None:
         if self.tol is not None and not self.tol >= 0:
             raise ValueError(f"Implicit: expected tol >= 0, got {self.tol}")
+        if self.curvature is None:
+            return
+        if self.curvature <= 0:
+            raise ValueError(f"Implicit: expected curvature > 0, got {self.curvature}")
+        if self.solver is not None and self.solver.needs_symmetry:
+            raise ValueError(
+                f"Implicit: {type(self.solver).__name__} needs a symmetric matrix, which the preconditioned one is "
+                "not; use GMRES, or leave curvature out"
+            )
 
     @property
     def tolerance(self) -> float:
@@ -115,10 +128,20 @@ class Implicit(BackwardRule):
         if not torch.is_grad_enabled():
             return solution
         report = AdjointReport()
-        linear = self.solver or (Symmetric() if problem.symmetric else GMRES())
-        linear = replace(linear, tol=self.tolerance)
+        linear: LinearSolve = replace(self._linear(problem), tol=self.tolerance)
+        if self.curvature is not None:
+            linear = partial(_preconditioned, linear, partial(problem.precondition, curvature=self.curvature))
         x = differentiable_root(solution.x, problem.grad, linear, report)
         return solution._replace(x=x, n_gradients=solution.n_gradients + 1, adjoint=report)
+
+    def _linear(self, problem: Problem) -> LinearSolver:
+        return self.solver or (Symmetric() if problem.symmetric and self.curvature is None else GMRES())
+
+
+def _preconditioned(solver: LinearSolver, P: LinearMap, matvec: LinearMap, v: Tensor) -> LinearSolution:
+    """The solution of PMu = Pv. Where PM is nearly a multiple of I, its residual is nearly the relative error of u."""
+    found = solver(lambda u: P(matvec(u)), P(v))
+    return found._replace(projections=())  # they tell of PM, not of M
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ class Problem(Protocol):
         """prox_{γg}(x − γλ∇R(x)), given grad = F(x), so that no further ∇R is needed; γ is () or (B,)."""
         ...
 
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        """(I + AᴴA/(λc))⁻¹u, the inverse Hessian of f, up to a factor, if R had the curvature c everywhere."""
+        ...
+
     def select(self, samples: Tensor) -> Problem:
         """The same problem for part of the batch; `samples` holds positions in it."""
         ...

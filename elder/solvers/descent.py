@@ -12,10 +12,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from elder.linalg import inner, norm, per_sample
+from elder.linalg import norm, per_sample
 from elder.solvers.base import Problem, Solver
-from elder.solvers.linear import LinearMap
-from elder.solvers.quasi_newton import InverseHessian
 
 MAX_TRIALS = 30  # rejected trials in a row after which a sample has stalled
 
@@ -104,107 +102,3 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
             torch.where(accepted, state.step_size, self.shrink * state.step_size),
             rejected,
         )
-
-
-class _QuasiNewtonState(NamedTuple):
-    x: Tensor
-    residual: Tensor
-    stalled: Tensor
-    n_gradients: Tensor
-    n_values: Tensor
-    value: Tensor  # f(x), (B,)
-    grad: Tensor  # ∇f(x)
-    direction: Tensor  # d = −H∇f(x)
-    step_size: Tensor  # t of the next trial x + td, (B,)
-    rejected: Tensor  # trials along d that were, (B,)
-    vectors: Tensor  # this and what follows: the fields of H
-    count: Tensor
-    sy: Tensor
-    yy: Tensor
-    scale: Tensor
-
-    @property
-    def inverse(self) -> InverseHessian:
-        """H."""
-        return InverseHessian(self.vectors, self.count, self.sy, self.yy, self.scale)
-
-
-@dataclass(frozen=True)
-class LBFGS(Solver[_QuasiNewtonState]):
-    """Limited-memory BFGS (Nocedal and Wright, 2006, algorithm 7.5) with a line search, for each sample by itself.
-
-    The inverse Hessian starts from the latest curvature, ⟨s, y⟩/⟨y, y⟩. A step is accepted by Armijo's condition or,
-    where the decrease of f drowns in rounding, by the approximate Wolfe condition on the slope (Hager and Zhang,
-    2005); a rejected one is shortened to where its two slopes say that the minimum is. Pairs of non-positive
-    curvature are skipped, so that R need not be convex. A sample whose search fails forgets its pairs; if it has none
-    left, it has stalled.
-
-    Args:
-        max_steps: Largest number of trials, accepted or not.
-        tol: A sample has converged when ‖∇f(x)‖ ≤ tol · ‖∇f(x⁰)‖.
-        memory: Number of curvature pairs.
-        shrink: Largest factor in (0, 1) by which a rejected step is multiplied.
-        decrease: Armijo constant in (0, 1/2).
-        check_every: Number of steps from one look at the residuals to the next.
-
-    Raises:
-        ValueError: If a parameter is outside its range.
-    """
-
-    needs_value: ClassVar[bool] = True
-    memory: int = 10
-    shrink: float = 0.5
-    decrease: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory < 1 or not 0 < self.shrink < 1 or not 0 < self.decrease < 0.5:
-            raise ValueError(
-                "LBFGS: expected memory >= 1, 0 < shrink < 1 and 0 < decrease < 1/2, "
-                f"got {self.memory}, {self.shrink} and {self.decrease}"
-            )
-
-    def start(self, problem: Problem, x0: Tensor) -> _QuasiNewtonState:
-        value, grad = problem.value_and_grad(x0)
-        residual = norm(grad.detach())
-        zeros = torch.zeros_like(residual)
-        H = InverseHessian.empty(x0, self.memory)
-        return _QuasiNewtonState(
-            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, -grad, zeros + 1, zeros, *H
-        )
-
-    def step(self, problem: Problem, state: _QuasiNewtonState) -> _QuasiNewtonState:
-        x = state.x + per_sample(state.step_size, state.x) * state.direction
-        value, grad = problem.value_and_grad(x)
-        value, d = value.detach(), state.direction.detach()
-        # a direction that points uphill, by rounding, must not raise f
-        before, after = inner(d, state.grad.detach()).clamp(max=0), inner(d, grad.detach())
-        sufficient = value <= state.value + self.decrease * state.step_size * before
-        flat = within_rounding(problem, value, state.value) & (after <= (2 * self.decrease - 1) * before)
-        accepted = sufficient | flat
-        rejected = torch.where(accepted, 0, state.rejected + 1)
-        failed = rejected >= MAX_TRIALS
-        H = state.inverse.learn(x - state.x, grad - state.grad, accepted, problem.precision).forget(failed)
-        grad = choose(accepted, grad, state.grad)
-        return _QuasiNewtonState(
-            choose(accepted, x, state.x),
-            norm(grad.detach()),
-            failed & (state.count == 0),
-            state.n_gradients + 1,
-            state.n_values,
-            torch.where(accepted, value, state.value),
-            grad,
-            -H(grad),
-            torch.where(accepted | failed, 1, state.step_size * self._shorten(before, after)),
-            torch.where(failed, 0, rejected),
-            *H,
-        )
-
-    def inverse(self, state: _QuasiNewtonState) -> LinearMap:
-        """H of the last iterate, which is symmetric."""
-        return state.inverse
-
-    def _shorten(self, before: Tensor, after: Tensor) -> Tensor:
-        """The factor that leads to the zero of the secant through both slopes, where that is a shortening."""
-        zero = torch.where(after > before, before / (before - after), 1)
-        return zero.clamp(1e-3, self.shrink)

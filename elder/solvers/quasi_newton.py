@@ -16,16 +16,17 @@ from elder.linalg import full_precision, inner, norm
 
 
 class InverseHessian(NamedTuple):
-    """H ≈ (∇²f)⁻¹ of limited-memory BFGS from pairs s = Δx, y = Δ∇f and H₀ = γI, in compact form.
+    """H ≈ (∇²f)⁻¹ of limited-memory BFGS from pairs s = Δx, y = Δ∇f and H₀ = γP, in compact form.
 
-    H = γI + [S γY] [R⁻ᵀ(D + γYᵀY)R⁻¹, −R⁻ᵀ; −R⁻¹, 0] [S γY]ᵀ, where R is the upper triangle of SᵀY and D its
-    diagonal (Byrd, Nocedal and Schnabel, 1994, theorem 2.2); γ = ⟨s, y⟩/⟨y, y⟩ of the latest pair.
+    With Z = PY, H = γP + [S γZ] [R⁻ᵀ(D + γYᵀZ)R⁻¹, −R⁻ᵀ; −R⁻¹, 0] [S γZ]ᵀ, where R is the upper triangle of SᵀY and D
+    its diagonal (Byrd, Nocedal and Schnabel, 1994, theorem 2.2); γ = ⟨s, y⟩/⟨y, Py⟩ of the latest pair. P is known by
+    what it makes of the vectors: whoever uses H brings Pu along with u. P = I where it is left out.
     """
 
-    vectors: Tensor  # (B, 2(m + 1), N): s, then y; pair number i in slot i mod m + 1
+    vectors: Tensor  # (B, 2(m + 1), N): s, then Py; pair number i in slot i mod m + 1
     count: Tensor  # pairs ever learnt, (B,), int64
     sy: Tensor  # R, (B, m, m), oldest pair first; the identity where there is no pair yet
-    yy: Tensor  # YᵀY, (B, m, m)
+    yy: Tensor  # YᵀPY, (B, m, m)
     scale: Tensor  # γ, (B,)
 
     @classmethod
@@ -39,7 +40,7 @@ class InverseHessian(NamedTuple):
         return cls(vectors, count, small + identity, small, v.new_ones(len(v)))
 
     @full_precision
-    def __call__(self, u: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, Pu: Tensor | None = None) -> Tensor:
         """Hu, shape of u."""
         v = flat(u)
         s, y = self._in_order(v[:, None] @ self.vectors.mT).unbind(1)
@@ -47,15 +48,17 @@ class InverseHessian(NamedTuple):
         a = torch.linalg.solve_triangular(self.sy, s[..., None], upper=True)[..., 0]
         b = D * a + scale * ((self.yy @ a[..., None])[..., 0] - y)
         b = torch.linalg.solve_triangular(self.sy.mT, b[..., None], upper=False)[..., 0]
-        return unflat(scale * v + self._combine(b, -scale * a), u)
+        start = v if Pu is None else flat(Pu)
+        return unflat(scale * start + self._combine(b, -scale * a), u)
 
     @full_precision
-    def learn(self, s: Tensor, y: Tensor, which: Tensor, precision: float) -> Self:
+    def learn(self, s: Tensor, y: Tensor, which: Tensor, precision: float, Py: Tensor | None = None) -> Self:
         """Add the pair (s, y) for the samples `which`, (B,), and leave others, and pairs of no curvature, alone."""
         s, y = flat(s.detach()), flat(y.detach())
+        z = y if Py is None else flat(Py.detach())
         curvature = inner(s, y)
         which = which & (curvature > precision * norm(s) * norm(y))
-        vectors = _store(self.vectors, self.count, s, y, which)
+        vectors = _store(self.vectors, self.count, s, z, which)
         new = self._replace(vectors=vectors, count=self.count + which)
         column_s, column_y = new._in_order(y[:, None] @ vectors.mT).unbind(1)
         sy = torch.nn.functional.pad(self.sy[:, 1:, 1:], (0, 0, 0, 1))
@@ -65,7 +68,7 @@ class InverseHessian(NamedTuple):
         return new._replace(
             sy=torch.where(which[:, None, None], sy, self.sy),
             yy=torch.where(which[:, None, None], yy, self.yy),
-            scale=torch.where(which, curvature / torch.where(which, inner(y, y), 1), self.scale),
+            scale=torch.where(which, curvature / torch.where(which, inner(y, z), 1), self.scale),
         )
 
     def forget(self, which: Tensor) -> Self:

@@ -130,7 +130,7 @@ BAD = [
     ([(SOLVER, 3)], SOLVER, ""),
     ([("model.reconstruction.prior", "Rigde")], "model.reconstruction.prior", "expected Prior ("),
     ([(f"{DATA}.mask", {"class_path": "Gaussian"})], f"{DATA}.mask", "expected MaskFunction ("),
-    ([(f"{DATA}.noise.sigma", "loud")], f"{DATA}.noise.sigma", "expected float, got loud"),
+    ([(f"{DATA}.noise.sigma", "loud")], f"{DATA}.noise.sigma", "expected float; expected list, got loud"),
     (
         [("model.optimizer.rate", 3)],
         "model.optimizer.rate",

@@ -5,7 +5,8 @@ import torch
 
 from elder.datamodules.base import Batch, Key
 from elder.models.denoising_module import DenoisingModule
-from elder.models.regularizers import TotalVariation
+from elder.models.regularizers import Scaled, TotalVariation
+from elder.models.weights import write_prior
 from elder.operators import Identity, InverseProblem
 
 
@@ -30,3 +31,10 @@ def test_a_loss_that_is_not_finite_is_an_error():
     y = torch.full((1, 1, 4, 4), torch.nan)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         DenoisingModule(TotalVariation()).training_step(batch(y, torch.zeros(1, 1, 4, 4)), 0)
+
+
+def test_it_starts_from_the_weights_of_another_run(tmp_path):
+    prior = Scaled(TotalVariation(0.1), strength=3.0)
+    write_prior(tmp_path / "prior.safetensors", prior, {})
+    module = DenoisingModule(Scaled(TotalVariation(0.1)), pretrained=tmp_path / "prior.safetensors")
+    assert module.denoiser.regularizer.log_strength == prior.log_strength != 0
