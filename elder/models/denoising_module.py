@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -16,7 +16,9 @@ from elder.datamodules.base import Batch
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
+from elder.models.optimization import Interval, configured
 from elder.models.regularizers.base import Prior
+from elder.models.scores import scores
 from elder.models.weights import check_weights, restore_prior
 from elder.operators.acquisition import InverseProblem
 
@@ -41,13 +43,14 @@ class DenoisingModule(LightningModule):
         pretrained: Path | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        scheduler_interval: Interval = "epoch",
     ) -> None:
         super().__init__()
         if pretrained is not None:
             restore_prior(regularizer, pretrained)
         self.denoiser = Denoiser(regularizer)
-        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler_interval: Interval = scheduler_interval
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
         self._noise_range: Tensor | None = None  # least and greatest level of training, (2,)
         self.n_gradients = 0  # evaluations of ∇R in training, over the samples of this process
@@ -82,22 +85,14 @@ class DenoisingModule(LightningModule):
         start = time.perf_counter()
         x = self(problem)
         self._synchronize()
-        seconds = {"noisy": 0.0, LEARNED: (time.perf_counter() - start) / len(batch.names)}
+        seconds = {"noisy": 0.0, LEARNED: time.perf_counter() - start}
         self._record(x, batch, "test")
         images = {"noisy": problem.y, LEARNED: x}
-        rows = [
-            {
-                "method": method,
-                "image": name,
-                "psnr": psnr(x[i : i + 1], truth[i : i + 1], 1.0).item(),
-                "ssim": ssim_uniform(x[i : i + 1], truth[i : i + 1], 1.0).item(),
-                "residual": math.nan,  # no equation is solved
-                "n_gradients": int(method == LEARNED),
-                "seconds": seconds[method],
-            }
-            for method, x in images.items()
-            for i, name in enumerate(batch.names)
-        ]
+        unknown = torch.full((len(batch.names),), math.nan)  # no equation is solved
+        rows = []
+        for method, image in images.items():
+            cost = torch.full_like(unknown, method == LEARNED), seconds[method]
+            rows += scores(method, batch.names, image, truth, unknown, *cost)
         return {"rows": rows, "images": images}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -109,10 +104,7 @@ class DenoisingModule(LightningModule):
         checkpoint["noise_range"] = None if self._noise_range is None else self._noise_range.tolist()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}]
+        return configured(self.optimizer, self.scheduler, self.scheduler_interval, self.parameters())
 
     def _note(self, sigma: Tensor | None) -> None:
         """Extend the range of levels met in training; it stays on the device, which need not be waited for."""

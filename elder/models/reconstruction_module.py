@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, psnr, ssim_uniform
+from elder.models.optimization import Interval, configured
 from elder.models.reconstruction import Reconstruction, Tolerances
+from elder.models.scores import scores
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
@@ -63,6 +65,7 @@ class ReconstructionModule(LightningModule):
         optimizer: Of θ and λ.
         scheduler: Of the learning rate; null: constant.
         scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
+        scalar_rate: Learning rate of λ and of the σ that the prior is told, relative to that of θ.
     """
 
     tolerances: Tensor  # present tolerances of the forward and the backward solve, if they adapt
@@ -78,7 +81,8 @@ class ReconstructionModule(LightningModule):
         tolerance: AdaptiveTolerance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        scheduler_interval: Interval = "epoch",
+        scalar_rate: float = 1.0,
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
@@ -89,7 +93,9 @@ class ReconstructionModule(LightningModule):
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
-        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler_interval: Interval = scheduler_interval
+        self.scalar_rate = scalar_rate
         self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
@@ -196,10 +202,9 @@ class ReconstructionModule(LightningModule):
         self._count.clear()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}]
+        scalars = list(self.reconstruction.parameters(recurse=False))
+        made = self.optimizer, self.scheduler, self.scheduler_interval
+        return configured(*made, self.parameters(), scalars, self.scalar_rate)
 
     # Evaluation
 
@@ -235,19 +240,8 @@ class ReconstructionModule(LightningModule):
             options = {"watch": increases} if method == LEARNED else {}
             solution, seconds = self._timed(partial(reconstruct, **options), problem)
             images[method] = solution.x
-            for i, name in enumerate(batch.names):
-                one = slice(i, i + 1)
-                rows.append(
-                    {
-                        "method": method,
-                        "image": name,
-                        "psnr": psnr(solution.x[one], truth[one], 1.0).item(),
-                        "ssim": ssim_uniform(solution.x[one], truth[one], 1.0).item(),
-                        "residual": solution.residual[i].item(),
-                        "n_gradients": int(solution.n_gradients[i]),
-                        "seconds": seconds / len(batch.names),
-                    }
-                )
+            found = solution.residual, solution.n_gradients, seconds
+            rows += scores(method, batch.names, solution.x, truth, *found)
         if not (rises := increases.count.sum()).isnan():  # else the solver computes no f
             self.log("test/increases", rises, reduce_fx="sum", sync_dist=True, batch_size=len(batch.names))
         if all(volume_and_slice(name) for name in batch.names):

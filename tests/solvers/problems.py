@@ -47,6 +47,9 @@ class Quadratic:
     def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
         return x - per_sample(step_size, x) * grad
 
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        return u
+
     def select(self, samples: Tensor) -> Quadratic:
         return replace(self, diagonal=self.diagonal[samples], b=self.b[samples])
 
@@ -95,16 +98,21 @@ class Smooth:
     def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
         gamma = step_size.reshape(-1, 1)
         z = x - gamma * (grad - self._data_grad(x))
-        normal = self.K.mH @ self.K
-        matrix = torch.eye(x.shape[1], dtype=x.dtype) + gamma[..., None] * normal
-        rhs = z + gamma * (self.K.mH @ self.y[..., None])[..., 0]
-        return torch.linalg.solve_ex(matrix, rhs[..., None]).result[..., 0]  # never waits for the device
+        return self._resolvent(z + gamma * (self.K.mH @ self.y[..., None])[..., 0], gamma)
+
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        return self._resolvent(u, torch.full((1, 1), 1 / curvature, dtype=self.y.real.dtype))
 
     def select(self, samples: Tensor) -> Smooth:
         return replace(self, K=self.K[samples], y=self.y[samples])
 
     def _apply(self, x: Tensor) -> Tensor:
         return (self.K @ x[..., None])[..., 0]
+
+    def _resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """(I + γKᴴK)⁻¹z, γ of shape (1, 1) or (B, 1)."""
+        matrix = torch.eye(z.shape[1], dtype=z.dtype) + gamma[..., None] * (self.K.mH @ self.K)
+        return torch.linalg.solve_ex(matrix, z[..., None]).result[..., 0]  # never waits for the device
 
     def _data_grad(self, x: Tensor) -> Tensor:
         return (self.K.mH @ (self._apply(x) - self.y)[..., None])[..., 0]

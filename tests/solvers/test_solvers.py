@@ -20,6 +20,7 @@ from elder.solvers import (
     InertialProximalGradient,
     NonmonotoneAPG,
     Picard,
+    PreconditionedLBFGS,
     Problem,
     ProximalGradient,
     Solver,
@@ -36,12 +37,13 @@ SOLVERS = {
     "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
     "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),
     "lbfgs": LBFGS(500, 1e-11),
+    "preconditioned": PreconditionedLBFGS(500, 1e-11, curvature=0.5),
     "fista": FISTA(2000, 1e-11, step_size=8.0),
     "inertial": InertialProximalGradient(2000, 1e-11, step_size=4.0),
     "nonmonotone": NonmonotoneAPG(3000, 1e-11),
     "broyden": Broyden(500, 1e-11, step_size=0.4),
 }
-DESCENDING = {"backtracking", "lbfgs", "fista"}
+DESCENDING = {"backtracking", "lbfgs", "preconditioned", "fista"}
 EXPLICIT = {name: solver for name, solver in SOLVERS.items() if solver.needs_value}
 DTYPES = (torch.float64, torch.complex128)
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
@@ -277,6 +279,9 @@ class Noisy:
 
     def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
         return self.problem.proximal_gradient(x, grad, step_size)
+
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        return self.problem.precondition(u, curvature)
 
     def select(self, samples: Tensor) -> Noisy:
         return Noisy(self.problem.select(samples))

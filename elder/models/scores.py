@@ -1,0 +1,52 @@
+"""Rows of results.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from elder.metrics import psnr, ssim_uniform
+
+
+def scores(
+    method: str,
+    names: Sequence[str],
+    x: Tensor,
+    truth: Tensor,
+    residual: Tensor,
+    n_gradients: Tensor,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """What one method made of a batch, an entry per image.
+
+    Args:
+        method: Its name.
+        names: Of the images.
+        x: What it made of them, (B, C, H, W).
+        truth: Ground truth in [0, 1], shape of x.
+        residual: ‖F(x)‖/‖F(x⁰)‖, (B,); NaN where no equation is solved.
+        n_gradients: Evaluations of ∇R, (B,).
+        seconds: For the whole batch.
+    """
+    columns = zip(
+        names,
+        psnr(x, truth, 1.0).tolist(),
+        ssim_uniform(x, truth, 1.0).tolist(),
+        residual.tolist(),
+        n_gradients.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "method": method,
+            "image": name,
+            "psnr": decibel,
+            "ssim": similarity,
+            "residual": relative,
+            "n_gradients": int(n),
+            "seconds": seconds / len(names),
+        }
+        for name, decibel, similarity, relative, n in columns
+    ]
