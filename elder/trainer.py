@@ -38,7 +38,7 @@ class Trainer(pytorch_lightning.Trainer):
         ckpt_path: str | None = None,
         parameters: list[Parameter] | None = None,
         factor: float = 30.0,
-        max_evaluations: int = 60,
+        max_evaluations: int = 30,
     ) -> Tuned:
         """Tune strength and noise level for the highest PSNR on the validation images, and write tuned.yaml.
 
@@ -50,13 +50,15 @@ class Trainer(pytorch_lightning.Trainer):
             model: A `ReconstructionModule`.
             datamodule: With validation images whose truth is known.
             ckpt_path: Checkpoint of a fit, `last`: that of the run's folder; null: as the model starts.
-            parameters: What is tuned: strength, sigma or sigma_factor, scale; null: the first two, where there are any.
+            parameters: What is tuned: strength, sigma, sigma_factor, scale; null: strength, and where there is one
+                sigma_factor, else sigma.
             factor: Largest ratio of a tuned value to the present one, up or down.
             max_evaluations: Largest number of times that all validation images are reconstructed.
         """
         module, path = self._prepared("tune", model, ckpt_path)
         reconstruction, folder = module.reconstruction, Path(self.default_root_dir)
-        chosen = parameters or [name for name in SCALARS if name in tunable(reconstruction)]
+        known = [name for name in SCALARS if name in tunable(reconstruction)]
+        chosen = parameters or [*known[:1], *known[1:][-1:]]
         problems = datamodule.validation_problems(self.strategy.root_device)
         with self.precision_plugin.val_step_context():
             tuned = tune(

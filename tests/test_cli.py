@@ -79,7 +79,11 @@ def changed(finished: Path, folder: Path, old: str, new: str) -> Path:
         ("class_path: Ridge", "class_path: Rigde", "prior: expected Prior ("),
         ("class_path: RandomMask", "class_path: Gaussian", "data.acquisition.mask: expected MaskFunction ("),
         ("class_path: ReconstructionModule", "class_path: Reconstruct", "model: expected LightningModule (Denoising"),
-        ("class_path: FastMRI", "class_path: FastMRT", "data: expected ImagingDataModule (BSD, BundledImages, BundledMRI, FastMRI"),
+        (
+            "class_path: FastMRI",
+            "class_path: FastMRT",
+            "data: expected ImagingDataModule (BSD, BundledImages, BundledMRI, FastMRI",
+        ),
     ],
 )
 def test_mistakes_in_a_file_name_the_key(

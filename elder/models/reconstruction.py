@@ -60,6 +60,11 @@ class Objective:
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
         return torch.finfo(dtype).eps
 
+    @property
+    def natural_step(self) -> Tensor:
+        """1/λ."""
+        return 1 / self.strength.detach()
+
     def value(self, x: Tensor) -> Tensor:
         """f(x), (B,); needs an explicit `Regularizer`."""
         return self.fidelity.value(x, self.A, self.y) + self.strength * self._regularizer().value(x, self.sigma)
@@ -84,7 +89,7 @@ class Objective:
 
     def precondition(self, u: Tensor, curvature: float) -> Tensor:
         """(I + AᴴA/(λc))⁻¹u."""
-        return full_precision(self.A.gram_resolvent)(u, 1 / (curvature * self.strength.detach()))
+        return full_precision(self.A.gram_resolvent)(u, self.natural_step / curvature)
 
     def select(self, samples: Tensor) -> Objective:
         """The same objective for part of the batch."""
@@ -120,13 +125,14 @@ class Reconstruction(nn.Module):
         strength: Initial λ > 0. Learnable, as its logarithm.
         sigma: Noise level that the prior is told, in the units of the image; learnable, as its logarithm. None for
             priors that do not depend on one.
-        sigma_factor: In place of sigma: the prior is told σ = factor · (noise level of the measurements), sample by
-            sample, so that one model serves every noise level; learnable, as its logarithm.
+        sigma_factor: In place of sigma, the prior is told factor · (noise level of the measurements), sample by sample,
+            so that one model serves every noise level; beside sigma, the root of the sum of both squares. Learnable, as
+            its logarithm.
         evaluation: How R is evaluated inside the solver: compiled, in lower precision. Eager by default.
         fixed: Which of these numbers keep their initial value: "strength", "sigma", "sigma_factor".
 
     Raises:
-        ValueError: If a number is not positive, if both sigma and sigma_factor are given, if `fixed` names anything
+        ValueError: If a number is not positive, if `fixed` names anything
             else, or if the solver or the backward rule does not fit the prior.
     """
 
@@ -145,11 +151,6 @@ class Reconstruction(nn.Module):
         super().__init__()
         if unknown := set(fixed) - set(SCALARS):
             raise ValueError(f"Reconstruction: expected fixed to name {', '.join(SCALARS)}, got {', '.join(unknown)}")
-        if sigma is not None and sigma_factor is not None:
-            raise ValueError(
-                "Reconstruction: expected sigma or sigma_factor, got both; sigma_factor takes the noise level from "
-                "the problem"
-            )
         for name, number in zip(SCALARS, (strength, sigma, sigma_factor), strict=True):
             if number is not None and number <= 0:
                 raise ValueError(f"Reconstruction: expected {name} > 0, got {number}")
@@ -197,14 +198,16 @@ class Reconstruction(nn.Module):
         Raises:
             ValueError: If it is relative to that of a problem which does not have one.
         """
+        own = None if self.log_sigma is None else self.log_sigma.exp()
         if self.log_sigma_factor is None:
-            return None if self.log_sigma is None else self.log_sigma.exp()
+            return own
         if problem.sigma is None:
             raise ValueError(
                 "Reconstruction: sigma_factor is relative to the noise level of the problem, got a problem without "
                 "one (measured data); give sigma instead"
             )
-        return self.log_sigma_factor.exp() * problem.sigma
+        relative = self.log_sigma_factor.exp() * problem.sigma
+        return relative if own is None else (own.square() + relative.square()).sqrt()
 
     def objective(self, problem: InverseProblem) -> Objective:
         """f for one batch of problems."""

@@ -61,6 +61,7 @@ class ReconstructionModule(LightningModule):
         baselines: Reconstructions to compare with, by the name they have in tables.
         initialization: Name that x⁰ has in tables: "zero-filled" for MRI.
         warm_start: Start each training solve from the solution of the sample's previous visit.
+        training_tol: Of the forward solves of training, in place of the solver's, which holds for evaluation.
         tolerance: Loosens the solves of training as far as the hypergradient allows; null: as the solvers say.
         optimizer: Of θ and λ.
         scheduler: Of the learning rate; null: constant.
@@ -78,6 +79,7 @@ class ReconstructionModule(LightningModule):
         baselines: Mapping[str, Reconstruction] | None = None,
         initialization: str = "initialization",
         warm_start: bool = False,
+        training_tol: float | None = None,
         tolerance: AdaptiveTolerance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
@@ -99,7 +101,10 @@ class ReconstructionModule(LightningModule):
         self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
-        self.tolerance = tolerance
+        self.training_tol, self.tolerance = training_tol, tolerance
+        if training_tol is not None and (training_tol <= 0 or tolerance is not None):
+            found = f"{training_tol} and {tolerance}"
+            raise ValueError(f"ReconstructionModule: expected training_tol > 0 and tolerance: null, got {found}")
         if tolerance is not None:
             rule = reconstruction.backward
             linear = rule.solver if isinstance(rule, Implicit) else None
@@ -178,7 +183,9 @@ class ReconstructionModule(LightningModule):
             self._adapt(self.tolerance, batch_error(hypergradient_error(last[0], report, last[1]), report), n)
 
     def _tolerances(self) -> Tolerances | None:
-        return None if self.tolerance is None else Tolerances(*self.tolerances.tolist())
+        if self.tolerance is not None:
+            return Tolerances(*self.tolerances.tolist())
+        return None if self.training_tol is None else self.reconstruction.tolerances._replace(forward=self.training_tol)
 
     def _adapt(self, tolerance: AdaptiveTolerance, error: Tolerances, n: int) -> None:
         """Tolerances of the next step, the same in every process, from the largest of their errors."""

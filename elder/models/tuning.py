@@ -63,7 +63,7 @@ def tune(
     parameters: Sequence[Parameter] = ("strength",),
     factor: float = 30.0,
     tolerance: float = 0.05,
-    max_evaluations: int = 60,
+    max_evaluations: int = 30,
     report: Callable[[str], None] = lambda message: None,
 ) -> Tuned:
     """Set the parameters to the maximiser of the mean PSNR over problems with known ground truth.

@@ -7,7 +7,7 @@ from elder.solvers.base import AdjointReport, Problem, Solution, Solver, Watch
 from elder.solvers.bfgs import LBFGS, PreconditionedLBFGS
 from elder.solvers.broyden import Broyden
 from elder.solvers.descent import BacktrackingProximalGradient
-from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, ProximalGradient
+from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, PlugAndPlay, ProximalGradient
 from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
 from elder.solvers.linear import LinearSolution, LinearSolver
 from elder.solvers.nonmonotone import NonmonotoneAPG
@@ -36,6 +36,7 @@ __all__ = [
     "Neumann",
     "NonmonotoneAPG",
     "Picard",
+    "PlugAndPlay",
     "PreconditionedLBFGS",
     "Problem",
     "ProximalGradient",

@@ -35,6 +35,11 @@ class Problem(Protocol):
         """Relative rounding error of value and gradient: that of the arithmetic they are computed in, not of x."""
         ...
 
+    @property
+    def natural_step(self) -> Tensor:
+        """1/λ, () or (B,): the step with which ∇R is subtracted whole."""
+        ...
+
     def grad(self, x: Tensor) -> Tensor:
         """F(x), shape of x: ∇f(x) if there is an objective f, a plain vector field otherwise."""
         ...

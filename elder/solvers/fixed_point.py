@@ -55,6 +55,23 @@ class ProximalGradient(Iteration):
         return problem.proximal_gradient(x, F, step_size), F
 
 
+@dataclass(frozen=True)
+class PlugAndPlay(Iteration):
+    """T(x) = prox_{γg/λ}(x − γ∇R(x)): `ProximalGradient` with its step relative to 1/λ.
+
+    With γ = 1 it is a denoiser D = Id − ∇R followed by the proximal map of g/λ, the plug-and-play iteration
+    (Venkatakrishnan, Bouman and Wohlberg, 2013) and that of ELDER's training. It contracts or not whatever λ is, which
+    may hence be learned or tuned.
+
+    Args:
+        step_size: γ > 0.
+    """
+
+    def __call__(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+        F = problem.grad(x)
+        return problem.proximal_gradient(x, F, self.step_size * problem.natural_step.to(x.real.dtype)), F
+
+
 class _PicardState(NamedTuple):
     x: Tensor
     residual: Tensor

@@ -16,7 +16,16 @@ from elder.models.denoiser import Denoiser
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Objective, Reconstruction
 from elder.models.regularizers import Convex, Prior, Residual, Ridge, TotalVariation
-from elder.operators import CircularBlur, Identity, InverseProblem, LeastSquares, LinearOperator, Mask, multi_coil
+from elder.operators import (
+    CircularBlur,
+    Identity,
+    InverseProblem,
+    LeastSquares,
+    LinearOperator,
+    Mask,
+    RealSampling,
+    multi_coil,
+)
 from elder.solvers import (
     FISTA,
     GMRES,
@@ -32,8 +41,10 @@ from elder.solvers import (
     Implicit,
     JacobianFree,
     Picard,
+    PreconditionedLBFGS,
     ProximalGradient,
     Solver,
+    Symmetric,
     Unrolled,
 )
 from tests.solvers.problems import draw
@@ -45,6 +56,7 @@ SOLVERS = {
     "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
     "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),
     "lbfgs": LBFGS(500, 1e-11),
+    "preconditioned": PreconditionedLBFGS(500, 1e-11),
 }
 LINEAR = {"cg": ConjugateGradient(200, 1e-12), "minres": MINRES(200, 1e-12), "gmres": GMRES(200, 1e-12, restart=60)}
 PROBLEMS = ("inpainting", "deblurring", "mri")
@@ -108,7 +120,14 @@ def test_implicit_gradients_are_those_of_a_converged_iteration(name, solver, lin
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("solver", ["picard", "picard-proximal", "lbfgs"])
+def test_a_preconditioned_adjoint_system_has_the_same_solution(name):
+    found = gradients(name, LBFGS(500, 1e-13), Implicit(LINEAR["gmres"], curvature=1.0))
+    assert_same(found, gradients(name, LBFGS(500, 1e-13), Implicit(LINEAR["gmres"])), 1e-8)
+    assert_same(found, truth(name), 1e-8)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("solver", ["picard", "picard-proximal", "lbfgs", "preconditioned"])
 def test_unrolled_solvers_converge_to_the_same_gradients(name, solver):
     assert_same(gradients(name, replace(SOLVERS[solver], tol=1e-13), Unrolled()), truth(name), 1e-6)
 
@@ -173,6 +192,11 @@ def test_a_factor_tells_the_prior_a_multiple_of_each_noise_level():
     torch.testing.assert_close(other, same)
 
 
+def test_both_noise_levels_add_up_like_independent_noise():
+    told = relative(LBFGS(), Implicit(), sigma=0.3).sigma(noisy([0.0, 0.2]))
+    torch.testing.assert_close(told, torch.tensor([0.3, 0.5], dtype=told.dtype))
+
+
 def test_gradients_in_the_factor_are_those_of_a_converged_iteration():
     p, results = noisy([0.05, 0.2]), []
     for solver, rule in ((LBFGS(500, 1e-12), Implicit(LINEAR["cg"])), (TRUTH, Unrolled())):
@@ -188,8 +212,6 @@ def test_gradients_in_the_factor_are_those_of_a_converged_iteration():
 def test_what_a_noise_level_is_relative_to_has_to_be_known():
     with pytest.raises(ValueError, match=r"relative to the noise level of the problem, got .* without .*give sigma"):
         relative(LBFGS(), Implicit())(noisy([0.1])._replace(sigma=None))
-    with pytest.raises(ValueError, match="expected sigma or sigma_factor, got both"):
-        relative(LBFGS(), Implicit(), sigma=0.1)
     with pytest.raises(ValueError, match=r"expected sigma_factor > 0, got 0\.0"):
         relative(LBFGS(), Implicit(), sigma_factor=0.0)
 
@@ -208,6 +230,31 @@ def test_minimiser_depends_on_neither_solver_nor_step_size_nor_start(prior, solv
             for x0 in (y, 0 * y, 5 * draw(2, 1, 6, 7, seed=8)):
                 assert norm(variant(objective, x0).x - minimiser).max() < 1e-8
         assert norm(objective.grad(minimiser)).max() < 1e-11
+
+
+@pytest.mark.parametrize("name", ["inpainting", "deblurring", "sampling"])
+def test_the_metric_of_the_data_term_pays_at_a_small_strength(name):
+    """Where data and regularizer curve f by very different amounts: a third of the gradients."""
+    if name == "sampling":
+        A = RealSampling(torch.rand(2, 1, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.4)
+        p = InverseProblem(A, A(draw(2, 1, 6, 7, seed=2)))
+    else:
+        p = problem(name)
+    torch.manual_seed(3)
+    prior, found = Residual(DnCNN(1, 4, 2)), []
+    for solver, rule in (
+        (LBFGS(2000, 1e-6), Implicit(Symmetric(2000, 1e-6))),
+        (PreconditionedLBFGS(2000, 1e-6), Implicit(tol=1e-6, curvature=1.0)),
+    ):
+        solution = Reconstruction(prior, solver, rule, strength=1e-3).double()(p)
+        inner(draw(*solution.x.shape, seed=4), solution.x).sum().backward()
+        adjoint = solution.adjoint.solution
+        assert solution.converged.all() and adjoint.converged.all()
+        found.append((solution.n_gradients, adjoint.n_products, adjoint.x))
+    (plain, products, u), (fewer, fewer_products, same) = found
+    assert (3 * fewer <= plain).all(), (fewer, plain)
+    assert (3 * fewer_products <= 2 * products).all(), (fewer_products, products)
+    assert (norm(u - same) < 1e-4 * norm(u)).all()
 
 
 def _with_step_size(solver: Solver, step_size: float) -> Solver:

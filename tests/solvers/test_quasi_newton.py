@@ -37,32 +37,47 @@ def matrix(H, x: Tensor) -> Tensor:
     return torch.stack(columns, dim=2)
 
 
-def bfgs(history: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
-    """H⁺ = (I − ρsyᵀ)H(I − ρysᵀ) + ρssᵀ, ρ = 1/⟨s, y⟩, over the latest pairs from H = γI."""
-    H = torch.eye(n, dtype=torch.float64)
+def bfgs(history: list[tuple[Tensor, Tensor]], P: Tensor) -> Tensor:
+    """H⁺ = (I − ρsyᵀ)H(I − ρysᵀ) + ρssᵀ, ρ = 1/⟨s, y⟩, over the latest pairs from H = γP, γ = ⟨s, y⟩/⟨y, Py⟩."""
+    H = P
     if history:
         s, y = history[-1]
-        H = (s @ y) / (y @ y) * H
+        H = (s @ y) / (y @ P @ y) * P
     for s, y in history[-MEMORY:]:
-        V = torch.eye(n, dtype=torch.float64) - torch.outer(y, s) / (s @ y)
+        V = torch.eye(len(P), dtype=torch.float64) - torch.outer(y, s) / (s @ y)
         H = V.T @ H @ V + torch.outer(s, s) / (s @ y)
     return H
 
 
+def metric(x: Tensor) -> Tensor:
+    """A positive definite matrix over the reals for each sample, of condition about 40."""
+    n = flat(x).shape[1]
+    Q, _ = torch.linalg.qr(draw(len(x), n, n, seed=7))
+    return Q @ torch.diag_embed(torch.logspace(-1, 0.6, n, dtype=torch.float64).expand(len(x), n)) @ Q.mT
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recorded", [False, True])
-def test_inverse_hessian_is_the_dense_recursion(dtype, recorded):
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_inverse_hessian_is_the_dense_recursion(dtype, recorded, preconditioned):
     x = draw(2, 1, N, dtype=dtype)
     H, histories = InverseHessian.empty(x, MEMORY), ([], [])
+    P = metric(x) if preconditioned else torch.eye(flat(x).shape[1], dtype=torch.float64).expand(2, -1, -1)
+
+    def image(u: Tensor) -> Tensor | None:
+        return unflat((P @ flat(u)[..., None])[..., 0], u) if preconditioned else None
+
     with torch.set_grad_enabled(recorded):
         for s, y, which in pairs(dtype, curved=True):
-            H = H.learn(s, y, which, EPS)
+            H = H.learn(s, y, which, EPS, image(y))
             for b in range(2):
                 if which[b]:
                     histories[b].append((flat(s)[b], flat(y)[b]))
-            expected = torch.stack([bfgs(history, flat(x).shape[1]) for history in histories])
-            torch.testing.assert_close(matrix(H, x), expected, rtol=1e-9, atol=1e-11)
-            assert norm((H(y) - s)[which]).max() < 1e-10 if which.any() else True
+            expected = torch.stack([bfgs(history, P[b]) for b, history in enumerate(histories)])
+            torch.testing.assert_close(matrix(lambda u, H=H: H(u, image(u)), x), expected, rtol=1e-9, atol=1e-11)
+            assert norm((H(y, image(y)) - s)[which]).max() < 1e-10 if which.any() else True
+    unlearnt = matrix(lambda u: H.forget(torch.ones(2) > 0)(u, image(u)), x)
+    torch.testing.assert_close(unlearnt, P.expand_as(unlearnt), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,7 +96,7 @@ def test_inverse_hessian_forgets_by_sample_and_learns_no_negative_curvature(dtyp
     after = matrix(H, x)
     assert torch.equal(after[0], torch.eye(len(after[0])).double()) and torch.equal(after[1], before[1])
     H = H.learn(s, y, everyone, EPS)
-    torch.testing.assert_close(matrix(H, x)[0], bfgs([(flat(s)[0], flat(y)[0])], flat(x).shape[1]))
+    torch.testing.assert_close(matrix(H, x)[0], bfgs([(flat(s)[0], flat(y)[0])], torch.eye(len(after[0])).double()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

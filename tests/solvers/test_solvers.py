@@ -424,6 +424,16 @@ def test_lbfgs_that_remembers_all_directions_is_superlinear(dtype):
     assert not LBFGS(100, 1e-12, memory=1)(problem, problem.x0).converged.any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_metric_of_the_data_term_solves_where_the_curvature_is_known(dtype):
+    """For R = ½‖x‖² it is the Hessian, up to the factor that the first step finds; the second is Newton's."""
+    problem = Smooth.make(dtype=dtype, theta=0.0, mu=0.01)
+    solution = PreconditionedLBFGS(20, 1e-11, curvature=0.01)(problem, problem.x0)
+    assert solution.converged.all() and (solution.n_gradients == 3).all()
+    other = PreconditionedLBFGS(20, 1e-11, curvature=1.0)(problem, problem.x0)
+    assert (other.n_gradients > 3).all() and (LBFGS(20, 1e-11)(problem, problem.x0).n_gradients > 3).all()
+
+
 def test_first_step_finds_its_length_by_the_slopes():
     """A rejected trial tells the curvature: a second one is enough for a quadratic of any scale down to 1/1000."""
     for scale in (3.0, 30.0, 300.0):
@@ -437,6 +447,10 @@ def test_bad_parameters_are_refused_in_words():
         LBFGS(max_steps=0)
     with pytest.raises(ValueError, match="LBFGS: expected memory >= 1"):
         LBFGS(memory=0)
+    with pytest.raises(ValueError, match="PreconditionedLBFGS: expected memory >= 1"):
+        PreconditionedLBFGS(memory=0)
+    with pytest.raises(ValueError, match=r"PreconditionedLBFGS: expected curvature > 0, got -1\.0"):
+        PreconditionedLBFGS(curvature=-1.0)
     with pytest.raises(ValueError, match="shrink"):
         BacktrackingProximalGradient(shrink=1.5)
     with pytest.raises(ValueError, match="step_size > 0"):

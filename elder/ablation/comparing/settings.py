@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.tables import show, show_interval
+from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show, show_interval
 
 __all__ = ["by_setting", "write_settings"]
 
 _COSTS = ("n_gradients", "seconds")
+_HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
 
 
 def by_setting(comparison: Comparison) -> dict[str, Comparison]:
@@ -28,7 +29,7 @@ def by_setting(comparison: Comparison) -> dict[str, Comparison]:
     settings: dict[str, list[int]] = {}
     for position, image in enumerate(comparison.images):
         name, _, setting = image.rpartition("/")
-        if not name or name.endswith(".h5"):  # a slice of a volume
+        if not name or name.endswith(_HOLDS_MANY):
             return {}
         settings.setdefault(setting, []).append(position)
     if len(settings) < 2:
@@ -70,10 +71,10 @@ def _markdown(parts: dict[str, Comparison]) -> str:
     first = next(iter(parts.values()))
     lines = []
     for metric in first.metrics:
-        lines += [f"| {metric.upper()} by setting | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
+        lines += [f"| {HEADINGS[metric]} by setting | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
         for i, variant in enumerate(first.variants):
             cells = [_cell(part, metric, i) for part in parts.values()]
-            lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+            lines.append(f"| {escape_markdown(variant.label)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -88,16 +89,17 @@ def _csv(parts: dict[str, Comparison]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     metrics = list(next(iter(parts.values())).metrics)
     columns = [f"{metric}{suffix}" for metric in metrics for suffix in ("", "_difference", "_lo", "_hi")]
-    writer.writerow(["setting", "variant", "n_images", *columns, *_COSTS, "runs"])
+    costs = [cost for cost in _COSTS if cost not in metrics]
+    writer.writerow(["setting", "variant", "n_images", *columns, *costs, "runs"])
     for setting, part in parts.items():
         for i, variant in enumerate(part.variants):
-            row: list[object] = [setting, variant.label, len(part.images)]
+            row: list[object] = [setting, variant.label, len(part.images) if variant.n_done else 0]
             for metric in metrics:
                 paired = part.paired[metric][i]
                 row.append(part.summaries[metric][i].mean)
                 d = None if paired is None else paired.difference
                 row += [math.nan] * 3 if d is None else [d.mean, d.lo, d.hi]
-            row += [_mean_cost(variant, part.images, cost) for cost in _COSTS]
+            row += [_mean_cost(variant, part.images, cost) for cost in costs]
             runs = " ".join(outcome.hash for outcome in variant.outcomes.values())
             writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in [*row, runs]])
     return file.getvalue()

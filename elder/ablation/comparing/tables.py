@@ -15,6 +15,7 @@ from elder.ablation.comparing.statistics import Paired, Summary
 __all__ = [
     "COSTS",
     "HEADINGS",
+    "escape_markdown",
     "footnotes",
     "in_words",
     "known_costs",
@@ -115,11 +116,11 @@ def runs_csv(comparison: Comparison) -> str:
 def markdown(comparison: Comparison) -> str:
     """A table for READMEs; winners are bold."""
     header = _header(comparison, "Δ {} [95 %]", "p")
-    lines = [_line(map(_escape_markdown, header)), _line(["---", *["---:"] * (len(header) - 1)])]
+    lines = [_line(map(escape_markdown, header)), _line(["---", *["---:"] * (len(header) - 1)])]
     for variant, cells in _rows(comparison):
         bold = [f"**{text}**" if winner else text for text, winner in cells]
-        lines.append(_line([_escape_markdown(variant.label), *bold]))
-    notes = "".join(f"\n{_escape_markdown(note)}\n" for note in footnotes(comparison))
+        lines.append(_line([escape_markdown(variant.label), *bold]))
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in footnotes(comparison))
     return "\n".join(lines) + "\n" + notes
 
 
@@ -266,7 +267,8 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text as it is, in one line."""
     for character in "\\`*_[]<>|":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())
