@@ -144,7 +144,8 @@ class PreconditionedLBFGS(_BFGS):
 
     Where λ is small, data and regularizer curve f by very different amounts, and most steps of LBFGS go into learning
     the spectrum of AᴴA, which is known. With the resolvent of g for P only that of R is left to be learnt. For masks,
-    blur, super-resolution and Fourier sampling P costs a few transforms; other operators solve a system for it.
+    blur, super-resolution and Fourier sampling P costs a few transforms; other operators solve a system for it. Where λ
+    is large there is nothing to gain over LBFGS.
 
     Args:
         max_steps: Largest number of trials, accepted or not.

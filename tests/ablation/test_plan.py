@@ -192,6 +192,72 @@ def test_an_axis_may_be_of_a_stage_and_may_do_without_it(folder: Path) -> None:
     assert made.runs[none.final].needs == ()
 
 
+def test_a_patch_may_say_the_commands_of_its_stage(folder: Path) -> None:
+    """An axis, for the last stage or one by name; a variant, which comes later; a cell beside the product."""
+    axes = {
+        "how": {
+            "plain": {},
+            "tuned": {"commands": ["tune", "test"]},
+            "traced": {"train.commands": ["fit", "test", "trace"]},
+            "tested": {"pretrain.commands": ["fit", "test"]},
+            "same": {"commands": ["fit", "test"]},
+        }
+    }
+    made = plan(
+        folder,
+        axes=axes,
+        variants={"first": {}, "second": {"commands": ["fit", "tune"]}},
+        exclude=[{"variant": "second", "how": ["traced", "tested", "same"]}],
+        include=[{"how": "tuned", "set": {"commands": ["validate"]}, "name": "beside"}],
+        stages=STAGES,
+    )
+    whole = {cell.label: [made.runs[run].commands for run in cell.runs.values()] for cell in made.cells}
+    assert whole == {
+        "baseline": [("fit",), ("fit", "test")],
+        "variant=second": [("fit",), ("fit", "tune")],
+        "how=tuned": [("fit",), ("tune", "test")],
+        "how=tuned, variant=second": [("fit",), ("fit", "tune")],
+        "how=traced": [("fit",), ("fit", "test", "trace")],
+        "how=tested": [("fit", "test"), ("fit", "test")],
+        "how=same": [("fit",), ("fit", "test")],
+        "beside": [("fit",), ("validate",)],
+    }
+    finals = {cell.label: cell.final for cell in made.cells}
+    assert finals["how=same"] == finals["baseline"]
+    assert finals["how=tuned, variant=second"] == finals["variant=second"]
+    assert len(set(finals.values())) == 6, "what is done with a configuration counts, also in a stage before"
+    assert len({json.dumps(made.runs[final].config) for final in finals.values()}) == 1
+    assert plan(folder, set={"commands": ["tune", "test"]}, stages=STAGES).cells[0].final == finals["how=tuned"]
+
+
+LIST = "commands: expected a list of fit, validate, test, predict, tune, trace, got"
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ({"commands": "test"}, f"{LIST} 'test'"),
+        ({"commands": []}, f"{LIST} []"),
+        ({"commands": None}, f"{LIST} None"),
+        ({"commands": ["fit", "tets"]}, f"{LIST} ['fit', 'tets']"),
+        ({"commands": [{"fit": 1}]}, f"{LIST} [{{'fit': 1}}]"),
+        ({"commands": ["fit", "fit"]}, "commands: expected each once, got fit, fit"),
+        ({"pretrain.commands": ["tset"]}, f"{LIST} ['tset']"),
+        ({"commands.first": "fit"}, "commands: unknown key"),
+        ({"pretrian.commands": ["fit"]}, "pretrian: unknown key"),
+    ],
+)
+def test_commands_that_are_none_are_mistakes(folder: Path, patch: dict[str, Any], expected: str) -> None:
+    (line,) = refusal(folder, axes={"how": {"plain": {}, "other": patch}}, stages=STAGES)
+    assert line.startswith(f"study.yaml: axes.how.other: {expected}"), line
+
+
+def test_commands_are_no_key_of_a_configuration(folder: Path) -> None:
+    (folder / "mri.yaml").write_text((folder / "mri.yaml").read_text() + "\ncommands: [tune]\n")
+    (line,) = refusal(folder)
+    assert line.startswith("mri.yaml: commands: unknown key"), line
+
+
 def test_an_upstream_run_counts(folder: Path) -> None:
     plain = plan(folder, stages=STAGES)
     other = plan(folder, stages=STAGES, set={"pretrain.model.optimizer.lr": 1})

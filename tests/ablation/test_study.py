@@ -164,6 +164,7 @@ def test_little_is_enough(folder: Path) -> None:
         ("profile: no.yaml", "no.yaml: expected a YAML file, got No such file"),
         ("profiles: {a: 3}", ": profiles.a: expected a mapping, got 3"),
         ("stages: {trainer: {}}", ": stages.trainer: expected a name that is no key of a configuration"),
+        ("stages: {commands: {}}", ": stages.commands: expected a name that is no key of a configuration"),
         ("stages: {train: {comands: [fit]}}", ": stages.train.comands: unknown key; did you mean commands?"),
         (
             "stages: {train: {commands: [fitt]}}",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.linalg import from_channels, inner, norm, to_channels
+from elder.linalg import from_channels, inner, norm, per_sample, to_channels
 from elder.models.denoiser import Denoiser
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Objective, Reconstruction
@@ -41,6 +41,7 @@ from elder.solvers import (
     Implicit,
     JacobianFree,
     Picard,
+    PlugAndPlay,
     PreconditionedLBFGS,
     ProximalGradient,
     Solver,
@@ -289,6 +290,21 @@ def test_objective_is_its_formula(name):
     step = x - gamma[:, None, None, None] * f.strength * model.prior.grad(x, f.sigma)
     expected = LeastSquares().prox(step, p.A, p.y, gamma)
     torch.testing.assert_close(f.proximal_gradient(x, f.grad(x), gamma), expected)
+    per_lambda, _ = PlugAndPlay(0.7)(f, x)
+    torch.testing.assert_close(per_lambda, f.proximal_gradient(x, f.grad(x), 0.7 / f.strength.detach()))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_preconditioner_is_the_inverse_hessian_of_a_quadratic_up_to_a_factor(name):
+    """(AᴴA + λcI)Pu = λcu, for one λ and one for each sample; λ is a constant of it."""
+    p, u = problem(name, 3), draw(3, 1, 6, 7, dtype=problem(name).x.dtype, seed=5)
+    for strength in (torch.tensor(0.02, dtype=torch.float64), torch.tensor([0.003, 0.1, 2.0], dtype=torch.float64)):
+        f = Objective(p.A, p.y, LeastSquares(), TotalVariation(), strength.requires_grad_())
+        Pu, factor = f.precondition(u, 0.7), 0.7 * per_sample(strength.detach(), u)
+        torch.testing.assert_close(p.A.gram(Pu) + factor * Pu, factor * u)
+        assert not Pu.requires_grad
+        last = torch.tensor([2])
+        torch.testing.assert_close(f.select(last).precondition(u[last], 0.7), Pu[last])
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -350,10 +366,12 @@ class ImplicitResidual(Prior):
         return x - self.network(x)
 
 
+@pytest.mark.parametrize("curvature", [None, 1.0])
 @pytest.mark.parametrize("solver", ["picard", "picard-proximal", "anderson"])
-def test_implicit_prior_is_differentiated_by_gmres(solver):
+def test_implicit_prior_is_differentiated_by_gmres(solver, curvature):
     p, results = problem("inpainting"), []
-    for method, rule in ((SOLVERS[solver], Implicit(LINEAR["gmres"])), (TRUTH, Unrolled())):
+    accurate, implicit = replace(SOLVERS[solver], tol=1e-13), Implicit(LINEAR["gmres"], curvature=curvature)
+    for method, rule in ((accurate, implicit), (TRUTH, Unrolled())):
         torch.manual_seed(3)
         model = Reconstruction(ImplicitResidual(), method, rule, strength=0.4).double()
         with torch.no_grad():
@@ -361,7 +379,7 @@ def test_implicit_prior_is_differentiated_by_gmres(solver):
                 weight *= 1.5  # far enough from symmetry to tell
         inner(draw(*p.y.shape, seed=4), model(p).x).sum().backward()
         results.append({k: v.grad for k, v in model.named_parameters()})
-    assert_same(*results, 1e-6)
+    assert_same(*results, 1e-8)
 
 
 def test_what_does_not_fit_the_prior_is_refused_in_words():
@@ -381,6 +399,8 @@ def test_what_does_not_fit_the_prior_is_refused_in_words():
 def test_shine_needs_an_estimate_and_a_refinement_that_fits():
     with pytest.raises(ValueError, match=r"SHINE needs a solver that estimates .* got FISTA; use LBFGS or Broyden"):
         Reconstruction(TotalVariation(), FISTA(), SHINE())
+    with pytest.raises(ValueError, match=r"SHINE needs a solver .* got PreconditionedLBFGS; use LBFGS or Broyden"):
+        Reconstruction(TotalVariation(), PreconditionedLBFGS(), SHINE())
     with pytest.raises(ValueError, match="MINRES needs a symmetric Jacobian"):
         Reconstruction(ImplicitResidual(), Broyden(), SHINE(MINRES()))
 

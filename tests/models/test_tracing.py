@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
+from elder.datamodules.base import Batch
 from elder.linalg import norm
 from elder.metrics import psnr
+from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
+from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import ImplicitResidual, Residual
-from elder.models.tracing import Trace, trace
+from elder.models.tracing import Increases, Trace, trace
 from elder.operators import Gaussian, InverseProblem, Mask
-from elder.solvers import GMRES, LBFGS, Anderson, BacktrackingProximalGradient, GradientDescent, Implicit, Picard
+from elder.solvers import (
+    GMRES,
+    LBFGS,
+    Anderson,
+    BacktrackingProximalGradient,
+    GradientDescent,
+    Implicit,
+    NonmonotoneAPG,
+    Picard,
+)
 from tests.solvers.problems import Smooth, draw
 from tests.solvers.test_solvers import DESCENDING, SOLVERS
 
 
 def problem(n: int = 3) -> InverseProblem:
-    A = Mask(torch.rand(n, 1, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.6)
-    x = torch.logspace(-1, 0.5, n)[:, None, None, None] * draw(n, 1, 6, 7)
+    A = Mask(torch.rand(n, 1, 7, 8, generator=torch.Generator().manual_seed(0)) < 0.6)
+    x = torch.logspace(-1, 0.5, n)[:, None, None, None] * draw(n, 1, 7, 8)
     y, sigma = Gaussian(0.05)(A(x), [torch.Generator().manual_seed(i) for i in range(n)])
     return InverseProblem(A, A.restrict(y), x, sigma)
 
@@ -33,7 +47,9 @@ def model(solver=None, prior=Residual) -> Reconstruction:
     return Reconstruction(prior(DnCNN(1, 4, 2, noise_map=True)), solver, rule, strength=0.4, sigma_factor=1.5).double()
 
 
-@pytest.mark.parametrize("name", ["backtracking", "lbfgs", "fista", "nonmonotone", "anderson", "picard-proximal"])
+@pytest.mark.parametrize(
+    "name", ["backtracking", "lbfgs", "preconditioned", "fista", "nonmonotone", "anderson", "picard-proximal"]
+)
 def test_every_line_is_what_its_iterate_gives(name):
     p, solver = problem(), replace(SOLVERS[name], tol=1e-6)
     reconstruct = model(solver)
@@ -88,6 +104,75 @@ def test_a_rise_is_counted_unless_it_is_rounding():
     p = InverseProblem(p.A, p.y.float(), p.x.float(), p.sigma.float())
     for one in trace(single, p):
         assert len(one.objective) > 10 and one.increases == 0 and not one.converged
+
+
+class Stood(NamedTuple):
+    """What `Increases` looks at in a state."""
+
+    value: Tensor
+
+
+def test_increases_count_every_rise_of_each_sample():
+    """Samples take part in any order and leave; a rise is told by its size relative to f, and a trial is none."""
+    objective = model().objective(problem(4))
+    increases, rounding = Increases(objective), 1 + 2 * objective.precision
+    for samples, values in (
+        ([0, 1, 2, 3], [3.0, 8.0, 1.0, -1.0]),
+        ([0, 1, 2, 3], [4.0, 7.0, rounding, -1.0]),  # a rise, a descent, rounding, a rejected trial
+        ([3, 1], [-0.5, 7.5]),  # rises
+        ([1, 0], [7.4, 3.9]),
+        ([0], [3.9 + 1e-9]),
+    ):
+        increases(torch.tensor(samples), Stood(torch.tensor(values, dtype=torch.float64)))
+    assert increases.count.tolist() == [2, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", sorted(DESCENDING))
+def test_descent_solvers_have_no_increases_and_watching_changes_nothing(name):
+    reconstruct, p = model(replace(SOLVERS[name], tol=1e-6)), problem()
+    increases = Increases(reconstruct.objective(p))
+    watched, plain = reconstruct(p, watch=increases), reconstruct(p)
+    assert increases.count.tolist() == [0, 0, 0]
+    assert torch.equal(watched.x, plain.x.detach()) and torch.equal(watched.residual, plain.residual)
+    assert plain.x.requires_grad and not watched.x.requires_grad and watched.adjoint is None
+    assert torch.equal(watched.n_gradients + 1, plain.n_gradients)  # Implicit evaluates the condition once more
+
+
+def test_a_nonmonotone_solver_has_the_increases_of_its_trace():
+    reconstruct, p = model(NonmonotoneAPG(60, 0.0, step_size=50.0)), problem()
+    increases = Increases(reconstruct.objective(p))
+    reconstruct(p, watch=increases)
+    assert increases.count.tolist() == [one.increases for one in trace(reconstruct, p)] and increases.count.sum() > 0
+
+
+def test_the_solve_in_full_precision_is_what_is_watched():
+    reconstruct, p = model(LBFGS(200, 1e-6)), problem()
+    reconstruct.evaluation, seen = Evaluation(dtype="bfloat16"), torch.zeros(3)
+
+    def watch(samples, state):
+        assert state.x.dtype == torch.float64
+        seen[samples] += 1
+
+    with torch.no_grad():
+        watched, plain = reconstruct(p, watch=watch), reconstruct(p)
+    assert torch.equal(watched.x, plain.x) and torch.equal(watched.n_gradients, plain.n_gradients)
+    assert (seen < watched.n_gradients).all() and (seen > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("solver", "logged"), [(LBFGS(100, 1e-4), True), (Picard(20, 1e-4, GradientDescent(0.5)), False)]
+)
+def test_a_test_logs_increases_of_solvers_that_compute_f(solver, logged, monkeypatch):
+    module, names = ReconstructionModule(model(solver)), {}
+    monkeypatch.setattr(module, "log", lambda name, value, **options: names.update({name: (float(value), options)}))
+    p = problem()
+    with torch.no_grad():
+        found = module.test_step(Batch(p, [], ["a", "b", "c"]), 0)
+        assert torch.equal(found["images"]["learned"], module.reconstruction(p).x)
+    assert ("test/increases" in names) == logged
+    if logged:
+        value, options = names["test/increases"]
+        assert value == 0 and options["reduce_fx"] == "sum" and options["sync_dist"]
 
 
 def test_implicit_priors_have_no_objective_and_measured_data_no_psnr():

@@ -37,6 +37,10 @@ class Quadratic:
     def x0(self) -> Tensor:
         return torch.zeros_like(self.b)
 
+    @property
+    def natural_step(self) -> Tensor:
+        return torch.ones(())
+
     def grad(self, x: Tensor) -> Tensor:
         return self.diagonal * x - self.b
 
@@ -79,6 +83,10 @@ class Smooth:
     @property
     def x0(self) -> Tensor:
         return torch.zeros(self.K.shape[0], self.K.shape[2], dtype=self.K.dtype)
+
+    @property
+    def natural_step(self) -> Tensor:
+        return torch.ones(())
 
     def value(self, x: Tensor) -> Tensor:
         r = self._apply(x) - self.y

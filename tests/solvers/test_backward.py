@@ -27,6 +27,8 @@ from elder.solvers import (
     LinearSolver,
     Neumann,
     Picard,
+    PlugAndPlay,
+    PreconditionedLBFGS,
     ProximalGradient,
     Solution,
     Solver,
@@ -92,7 +94,7 @@ def cosine(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 def test_every_rule_iteration_and_linear_solver_is_tested():
     assert concrete_subclasses(BackwardRule) == {type(rule) for rule in RULES.values()}
     assert concrete_subclasses(LinearSolver) == {type(solver) for solver in LINEAR.values()}
-    assert concrete_subclasses(Iteration) == {GradientDescent, ProximalGradient}
+    assert concrete_subclasses(Iteration) == {GradientDescent, ProximalGradient, PlugAndPlay}
 
 
 # Implicit
@@ -123,6 +125,34 @@ def test_implicit_is_the_closed_form_of_tikhonov(linear, dtype):
     x = torch.linalg.solve(matrix, (K.mH @ y[..., None])[..., 0])
     expected = differentiate(x, [K, y, mu])
     assert error([found[0], found[1], found[3]], expected) < 1e-8
+
+
+@pytest.mark.parametrize("linear", [GMRES(100, 1e-12), Neumann(2000, 1e-12)], ids=["gmres", "neumann"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_preconditioning_changes_the_system_and_not_its_solution(linear, dtype):
+    assert error(gradients(Implicit(linear, curvature=0.5), LBFGS(500, 1e-13), dtype), truth(dtype)) < 1e-8
+    problem, leaves = differentiable(dtype)
+    solution = Implicit(linear, tol=1e-2, curvature=0.5)(LBFGS(500, 1e-13), problem, problem.x0)
+    differentiate(solution.x, leaves)
+    adjoint, x, v = solution.adjoint.solution, solution.x.detach().requires_grad_(), draw(3, 8, dtype=dtype, seed=9)
+    (image,) = torch.autograd.grad(problem.grad(x), x, adjoint.x)
+    residual = norm(problem.precondition(v - image, 0.5)) / norm(problem.precondition(v, 0.5))
+    torch.testing.assert_close(adjoint.residual, residual.detach(), rtol=1e-6, atol=1e-12)
+    assert adjoint.converged.all() and (adjoint.residual > 1e-6).all()
+    assert adjoint_error(solution.adjoint).isnan().all(), "the curvature is that of another matrix"
+
+
+def test_the_tolerance_of_a_preconditioned_system_is_that_of_the_rule():
+    assert Implicit(curvature=1.0).tolerance == Implicit().tolerance
+    assert Implicit(GMRES(100, 0.2), tol=0.1, curvature=1.0).tolerance == 0.1
+
+
+@pytest.mark.parametrize("linear", [MINRES(), ConjugateGradient(), Symmetric()], ids=lambda s: type(s).__name__)
+def test_a_preconditioned_system_is_no_case_for_symmetric_methods(linear):
+    with pytest.raises(ValueError, match=f"Implicit: {type(linear).__name__} needs a symmetric matrix.*use GMRES"):
+        Implicit(linear, curvature=1.0)
+    with pytest.raises(ValueError, match=r"Implicit: expected curvature > 0, got 0\.0"):
+        Implicit(curvature=0.0)
 
 
 def test_result_does_not_depend_on_step_size_or_start():
@@ -452,6 +482,8 @@ def test_shine_needs_a_solver_that_estimates_the_inverse():
     problem, _ = differentiable(torch.float64)
     with pytest.raises(ValueError, match=r"SHINE: expected a solver .*, got Picard; use LBFGS or Broyden"):
         SHINE()(SOLVERS["picard"], problem, problem.x0)
+    with pytest.raises(ValueError, match=r"SHINE: expected a solver .*, got PreconditionedLBFGS; use LBFGS or Broyden"):
+        SHINE()(PreconditionedLBFGS(), problem, problem.x0)
 
 
 # Jacobian-free

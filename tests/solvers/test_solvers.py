@@ -20,6 +20,7 @@ from elder.solvers import (
     InertialProximalGradient,
     NonmonotoneAPG,
     Picard,
+    PlugAndPlay,
     PreconditionedLBFGS,
     Problem,
     ProximalGradient,
@@ -33,6 +34,7 @@ from tests.solvers.synchronization import Synchronizations
 SOLVERS = {
     "picard": Picard(3000, 1e-11, GradientDescent(0.4)),
     "picard-proximal": Picard(3000, 1e-11, ProximalGradient(0.9)),
+    "plug-and-play": Picard(3000, 1e-11, PlugAndPlay(0.9)),
     "anderson": Anderson(500, 1e-11, GradientDescent(0.4)),
     "anderson-proximal": Anderson(500, 1e-11, ProximalGradient(1.0)),
     "backtracking": BacktrackingProximalGradient(3000, 1e-11, step_size=8.0),

@@ -176,7 +176,7 @@ class _Making:
         for setting in settings:
             if setting.key == COMMANDS_KEY:
                 commands = checked_commands(setting)
-        return commands, trees.remove(tree, COMMANDS_KEY), settings
+        return commands, tree, settings
 
     def _judge(
         self,

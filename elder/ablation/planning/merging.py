@@ -11,7 +11,7 @@ from typing import Any
 from elder.ablation.planning import identity, trees
 from elder.ablation.planning.documents import StudyError, read_yaml
 from elder.ablation.planning.grid import Setting
-from elder.ablation.planning.study import Stage, Study
+from elder.ablation.planning.study import COMMANDS_KEY, Stage, Study
 
 __all__ = ["Merging"]
 
@@ -113,6 +113,8 @@ class Merging:
 
 def _patched(tree: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
     for setting in settings:
+        if setting.key == COMMANDS_KEY:  # no part of a configuration
+            continue
         try:
             tree = trees.set_key(tree, setting.key, setting.value)
         except trees.TreeError as error:

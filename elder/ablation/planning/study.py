@@ -106,7 +106,7 @@ def checked_commands(setting: Setting) -> tuple[str, ...]:
         StudyError: If they are not commands of main.py, each once.
     """
     commands = setting.value
-    if not isinstance(commands, list) or not commands or not set(commands) <= set(COMMANDS):
+    if not isinstance(commands, list) or not commands or any(command not in COMMANDS for command in commands):
         raise StudyError(f"{setting.place}: commands: expected a list of {', '.join(COMMANDS)}, got {commands!r}")
     if len(set(commands)) < len(commands):
         raise StudyError(f"{setting.place}: commands: expected each once, got {', '.join(commands)}")
