@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class ImageDataset(Dataset[Item]):
         color: RGB (3, H, W) instead of gray (1, H, W).
         visits: How often an epoch comes to each image.
         seed: Seed of the crops.
-        each_setting: Whether the acquisition measures visit i with its setting i, instead of one that it draws.
+        setting: With which of its settings the acquisition measures; "each": visit i with setting i; None: it draws.
 
     Raises:
         ValueError: If an image is smaller than the crop.
@@ -90,7 +91,7 @@ class ImageDataset(Dataset[Item]):
         color: bool,
         visits: int = 1,
         seed: int = 0,
-        each_setting: bool = False,
+        setting: int | Literal["each"] | None = None,
     ) -> None:
         for name, size in zip(source.names, source.sizes, strict=True):
             if min(size) < crop.size:
@@ -99,7 +100,7 @@ class ImageDataset(Dataset[Item]):
                     "choose a smaller patch or crop, or remove the image"
                 )
         self.source, self.crop, self.color = source, crop, color
-        self.visits, self.seed, self.each_setting = visits, seed, each_setting
+        self.visits, self.seed, self.setting = visits, seed, setting
 
     def __len__(self) -> int:
         return len(self.source.names) * self.visits
@@ -107,8 +108,8 @@ class ImageDataset(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         visit, index = divmod(key.index, len(self.source.names))
         image = self.crop(self.source.read(index, self.color), generator(self.seed, key, CROP))
-        scene = Scene(image, setting=visit) if self.each_setting else Scene(image)
         name = self.source.names[index]
+        scene = Scene(image, setting=visit if self.setting == "each" else self.setting)
         return Item(scene, key, name if self.visits == 1 else f"{name}/{visit}")
 
 
@@ -128,7 +129,9 @@ class Images(ImagingDataModule):
         eval_multiple: Of whole images, cut off the last rows and columns, so that this number divides height and
             width: the scale of a super-resolution.
         every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
-            "image/setting", instead of with one that is drawn for it. Training and validation always draw.
+            "image/setting", instead of with one that is drawn for it.
+        train_setting: Number of the kernel, mask or loss that training and validation have always; null: one is drawn
+            for each image.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 if their sizes differ.
         num_workers: Loader processes (0: load in the main process).
@@ -152,6 +155,7 @@ class Images(ImagingDataModule):
         eval_size: int | None = None,
         eval_multiple: int = 1,
         every_setting: bool = False,
+        train_setting: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -170,6 +174,7 @@ class Images(ImagingDataModule):
             )
         self.sources = {"train": image_source(train), "val": image_source(val), "test": image_source(test)}
         self.color, self.patches_per_image, self.every_setting = color, patches_per_image, every_setting
+        self.train_setting = train_setting
         self.patch = RandomPatch(patch_size, flips)
         self.crop = MultipleCrop(eval_multiple) if eval_size is None else CentreCrop(eval_size)
 
@@ -177,12 +182,12 @@ class Images(ImagingDataModule):
         """Find the images that `stage` needs: no other folder has to exist."""
         if stage == "fit":
             source, visits = self.sources["train"], self.patches_per_image
-            self.train_data = ImageDataset(source, self.patch, self.color, visits, self.train_seed)
+            self.train_data = ImageDataset(source, self.patch, self.color, visits, self.train_seed, self.train_setting)
         if stage in ("fit", "validate"):
-            self.val_data = ImageDataset(self.sources["val"], self.crop, self.color)
+            self.val_data = ImageDataset(self.sources["val"], self.crop, self.color, setting=self.train_setting)
         if stage in ("test", "predict"):
             source, visits = self.sources["test"], self.acquisition.n_settings if self.every_setting else 1
-            data = ImageDataset(source, self.crop, self.color, visits, each_setting=self.every_setting)
+            data = ImageDataset(source, self.crop, self.color, visits, setting="each" if self.every_setting else None)
             self.test_data = self.predict_data = data
 
 

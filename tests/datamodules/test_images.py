@@ -204,6 +204,18 @@ def test_every_test_image_is_measured_at_every_setting(tmp_path: Path) -> None:
     assert [name for batch in module.val_dataloader() for name in batch.name] == ["00.png", "01.png", "02.png"]
 
 
+def test_training_and_validation_may_have_one_setting(tmp_path: Path) -> None:
+    kernels: list[Kernel] = [UniformKernel(1), UniformKernel(3)]
+    module = images(tmp_path, train_setting=1, every_setting=True, eval_batch_size=1)
+    module.acquisition = Deblurring(kernels, Gaussian(0.0))
+    module.setup("fit")
+    module.setup("test")
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for x, y in problems(module, list(loader)).values():
+            torch.testing.assert_close(y, CircularBlur(kernels[1]().float(), x.shape[-2:])(x[None])[0])
+    assert len(module.test_data) == 2 * len(module.sources["test"].names)
+
+
 @pytest.mark.parametrize("name", ["patch_size", "patches_per_image", "eval_size", "eval_multiple"])
 def test_sizes_are_positive(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"Images: expected {name} >= 1, got 0"):
