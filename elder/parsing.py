@@ -38,10 +38,16 @@ def integers_first(hint: Any) -> Any:
     return rebuild_typehint_args(hint, tuple(members))
 
 
-class _IntegersFirst:
-    """A parser whose arguments read an integer as an integer, whatever was imported before."""
+class _Parser:
+    """A parser whose arguments read an integer as an integer, whatever was imported, and a nested null as null."""
 
     _actions: list[Any]
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """Parse; what is handed on to the parser of a nested class is text, in which null has become None."""
+        if args is not None and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        return super().parse_args(args, *others, **options)  # type: ignore[misc]
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
         return self._pinned(super().add_class_arguments(*args, **kwargs))  # type: ignore[misc]
@@ -59,11 +65,11 @@ class _IntegersFirst:
         return added
 
 
-class ClassParser(_IntegersFirst, jsonargparse.ArgumentParser):
+class ClassParser(_Parser, jsonargparse.ArgumentParser):
     """Of the arguments of a class."""
 
 
-class ArgumentParser(_IntegersFirst, LightningArgumentParser):
+class ArgumentParser(_Parser, LightningArgumentParser):
     """Of a command: says what is wrong in a line or two, without the usage of all arguments."""
 
     def parse_path(self, cfg_path: str, *args: Any, **kwargs: Any) -> Any:

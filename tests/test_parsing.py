@@ -37,6 +37,16 @@ def test_the_kind_of_a_number_is_kept(parser: type, value: float, kind: type) ->
     assert type(given.outer.amount) is kind
 
 
+@pytest.mark.parametrize("parser", [ClassParser, ArgumentParser])
+def test_null_reaches_the_argument_of_a_nested_class(parser: type) -> None:
+    arguments = parser(exit_on_error=False)
+    arguments.add_subclass_arguments(Outer, "outer")
+    name = f"{__name__}.Outer"
+    given = [f"--outer={name}", f"--outer.inner={__name__}.Inner", "--outer.inner.amount=1"]
+    assert arguments.parse_args(given).outer.init_args.inner.init_args.amount == 1
+    assert arguments.parse_args([*given, "--outer.inner.amount=null"]).outer.init_args.inner.init_args.amount is None
+
+
 def test_planning_reads_numbers_like_main() -> None:
     trainer = of_command("fit")["trainer"]
     assert isinstance(trainer, dict)
