@@ -88,8 +88,9 @@ class Objective:
         return self.fidelity.prox(x - per_sample(step_size, x) * grad_R, self.A, self.y, step_size)
 
     def precondition(self, u: Tensor, curvature: float) -> Tensor:
-        """(I + AᴴA/(λc))⁻¹u."""
-        return full_precision(self.A.gram_resolvent)(u, self.natural_step / curvature)
+        """(AᴴA + λcI)⁻¹u."""
+        step_size = self.natural_step / curvature
+        return per_sample(step_size, u) * full_precision(self.A.gram_resolvent)(u, step_size)
 
     def select(self, samples: Tensor) -> Objective:
         """The same objective for part of the batch."""

@@ -53,7 +53,7 @@ class Problem(Protocol):
         ...
 
     def precondition(self, u: Tensor, curvature: float) -> Tensor:
-        """(I + AᴴA/(λc))⁻¹u, the inverse Hessian of f, up to a factor, if R had the curvature c everywhere."""
+        """(AᴴA + λcI)⁻¹u: what the inverse Hessian of f would be if R had the curvature c everywhere."""
         ...
 
     def select(self, samples: Tensor) -> Problem:

@@ -168,5 +168,5 @@ class PreconditionedLBFGS(_BFGS):
             raise ValueError(f"PreconditionedLBFGS: expected curvature > 0, got {self.curvature}")
 
     def precondition(self, problem: Problem, u: Tensor) -> Tensor:
-        """(AᴴA + λcI)⁻¹u up to a factor."""
+        """(AᴴA + λcI)⁻¹u."""
         return problem.precondition(u, self.curvature)

@@ -14,8 +14,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = sorted((CONFIGS / "ablations").glob("*.yaml"))
 
 
+METHODS = {"backward", "solver", "regularizer", "pretraining", "strength"}  # of training; others compare models
+
+
 def test_there_are_studies() -> None:
-    assert {path.stem for path in STUDIES} >= {"backward", "solver", "regularizer", "pretraining", "strength"}
+    assert {path.stem for path in STUDIES} > METHODS
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
@@ -23,10 +26,12 @@ def test_there_are_studies() -> None:
 def test_a_study_has_no_mistake_and_no_variant_twice(path: Path, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     plan = make_plan(read_study(path, quick))
-    assert not plan.notes
+    # models that are trained first, and do not ship
+    assert all(note.startswith("no file or folder at") and "denoiser" in note for note in plan.notes)
     assert len({cell.final for cell in plan.cells}) == len(plan.cells) == len(plan.variants()) * len(plan.seeds) > 1
-    assert len(plan.seeds) >= 3, "a comparison needs several trainings"
     assert all(run.config and "total variation" not in str(run.config) for run in plan.runs.values())
+    if path.stem in METHODS:
+        assert len(plan.seeds) >= 3, "a comparison of trainings needs several"
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "profiles").glob("*.yaml")), ids=lambda path: path.stem)

@@ -109,7 +109,7 @@ class Smooth:
         return self._resolvent(z + gamma * (self.K.mH @ self.y[..., None])[..., 0], gamma)
 
     def precondition(self, u: Tensor, curvature: float) -> Tensor:
-        return self._resolvent(u, torch.full((1, 1), 1 / curvature, dtype=self.y.real.dtype))
+        return self._resolvent(u, torch.full((1, 1), 1 / curvature, dtype=self.y.real.dtype)) / curvature
 
     def select(self, samples: Tensor) -> Smooth:
         return replace(self, K=self.K[samples], y=self.y[samples])
