@@ -232,26 +232,35 @@ def prune(file: Path, checkpoints: bool = False, yes: bool = False, quick: bool 
     return 0
 
 
-def report(file: Path, out: Path | None = None, quick: bool = False, root: Path = RUNS) -> int:
+def report(
+    file: Path, out: Path | None = None, into: Path | None = None, quick: bool = False, root: Path = RUNS
+) -> int:
     """Compare the variants of a study: tables as CSV, Markdown and LaTeX, and report.html with pictures.
 
     Args:
         file: The study: its YAML, or its folder below runs/studies.
         out: Folder of the report; runs/studies/NAME/report by default.
+        into: Markdown file that receives the tables as well, between <!-- study: NAME --> and <!-- end of NAME -->.
         quick: The study's quick version.
         root: Folder of all runs and studies.
     """
     from elder.ablation.comparing.page import write_page
     from elder.ablation.comparing.results import collect
-    from elder.ablation.comparing.settings import write_settings
+    from elder.ablation.comparing.settings import names_of_settings, write_settings
     from elder.ablation.comparing.tables import write_tables
+    from elder.reporting.documents import replace_between
 
     planned, root = find_plan(file, quick, root)
     states = {line.hash: str(line.state) for line in lines_of(planned, root)}
     comparison = collect(planned, root, states)
     folder = out or root / "studies" / planned.name / "report"
-    paths = [*write_tables(comparison, folder), *write_settings(comparison, folder)]
+    names = names_of_settings(planned.runs[planned.cells[0].final].config or {}) if planned.cells else []
+    paths = [*write_tables(comparison, folder), *write_settings(comparison, folder, names)]
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
+    if into is not None:
+        tables = [path.read_text() for path in paths if path.suffix == ".md"]
+        marks = f"<!-- study: {planned.name} -->", f"<!-- end of {planned.name} -->"
+        replace_between(into, *marks, "\n".join(reversed(tables)))
     sys.stdout.write((folder / "table.md").read_text())
     for path in paths:
         say(str(path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from elder.metrics import LEARNED
 from elder.models.catalogue import Card, Catalogue
+from elder.reporting.documents import replace_between
 
 __all__ = ["table", "update"]
 
@@ -15,12 +16,12 @@ _TASKS = {"denoising": "Denoisers", "reconstruction": "Reconstructions"}
 
 
 def table(catalogue: Catalogue) -> str:
-    """One Markdown table for each task, the marks included."""
-    parts = [BEGIN]
+    """One Markdown table for each task."""
+    parts: list[str] = []
     for task, heading in _TASKS.items():
         if cards := [card for card in catalogue.values() if card.task == task]:
             parts += ["", f"### {heading}", "", *_rows(cards)]
-    return "\n".join([*parts, "", END])
+    return "\n".join(parts).strip()
 
 
 def update(path: Path, catalogue: Catalogue) -> None:
@@ -29,12 +30,7 @@ def update(path: Path, catalogue: Catalogue) -> None:
     Raises:
         ValueError: If the file lacks a mark.
     """
-    text = path.read_text(encoding="utf-8")
-    before, first, rest = text.partition(BEGIN)
-    _, last, after = rest.partition(END)
-    if not first or not last:
-        raise ValueError(f"{path}: expected the marks {BEGIN} and {END}, found none; write them where the table goes")
-    path.write_text(before + table(catalogue) + after, encoding="utf-8")
+    replace_between(path, BEGIN, END, table(catalogue))
 
 
 def _rows(cards: Iterable[Card]) -> Iterable[str]:

@@ -100,10 +100,13 @@ def test_a_failure_stays_alone_and_is_told(
 
 
 def test_the_report_and_the_study_elsewhere(place: Path, study: Path, finished: str, tmp_path: Path) -> None:
-    printed = call("ablate", "report", study, "--root", place / "runs")
+    document = place / "results.md"
+    document.write_text("<!-- study: staged -->\n<!-- end of staged -->\n")
+    printed = call("ablate", "report", study, "--root", place / "runs", "--into", document)
     assert "| backward=broken | failed (divergence) |" in printed
     names = ("table.csv", "table.md", "table.tex", "runs.csv", "report.html")
     here = place / "runs" / "studies" / "staged" / "report"
+    assert (here / "table.md").read_text().strip() in document.read_text()
     assert [line for line in printed.splitlines() if line.startswith(str(here))] == [str(here / name) for name in names]
     tables = {name: (here / name).read_bytes() for name in names[:-1]}
     rows = list(csv.DictReader((here / "table.csv").read_text().splitlines()))

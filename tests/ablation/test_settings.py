@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from elder.ablation.comparing.results import Comparison, collect
-from elder.ablation.comparing.settings import by_setting, write_settings
+from elder.ablation.comparing.settings import by_setting, names_of_settings, write_settings
 from elder.ablation.planning.runs import Plan
 from elder.reporting.tables import read_results, write_results
 from tests.ablation.comparisons import make_plan, write_failure, write_study
@@ -50,6 +50,28 @@ def test_each_setting_is_what_a_test_of_it_alone_would_give(comparison: Comparis
 
 def test_settings_are_in_order_of_their_numbers(comparison: Comparison) -> None:
     assert [*by_setting(comparison)] == ["0", "1", "2", "10"]
+
+
+def test_settings_of_one_name_are_joined(comparison: Comparison) -> None:
+    parts = by_setting(comparison, ["σ 0.1", "σ 0.2", "σ 0.1"])
+    assert {name: len(part.images) for name, part in parts.items()} == {"σ 0.1": 12, "σ 0.2": 6, "10": 6}
+    both = np.concatenate([by_setting(comparison)[setting].values["psnr"] for setting in "02"], axis=2)
+    np.testing.assert_array_equal(parts["σ 0.1"].values["psnr"], both)
+
+
+def test_settings_are_named_after_what_the_configuration_lists() -> None:
+    def names(noise: object, **lists: object) -> list[str]:
+        acquisition = {"init_args": {"noise": {"init_args": {"sigma": noise}}, **lists}}
+        return names_of_settings({"data": {"init_args": {"acquisition": acquisition}}})
+
+    kernels = [
+        {"class_path": "a.b.UniformKernel", "init_args": {"size": 9}},
+        {"class_path": "KernelFile", "init_args": {"path": "x", "index": 3}},
+    ]
+    assert names(0.1, kernel=kernels) == ["UniformKernel size 9", "KernelFile index 3"]
+    assert names([0.1, 0.25], kernel=kernels, scale=2) == ["σ 0.1", "σ 0.25"] * 2
+    assert names([0.0], loss=[0.5, 0.75]) == ["0.5", "0.75"]
+    assert names(0.1, loss=0.5) == []
 
 
 @pytest.mark.parametrize(

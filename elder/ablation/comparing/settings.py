@@ -6,25 +6,44 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elder.ablation.comparing.results import Comparison, Variant
 from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show, show_interval
 
-__all__ = ["by_setting", "write_settings"]
+__all__ = ["by_setting", "names_of_settings", "write_settings"]
 
 _COSTS = ("n_gradients", "seconds")
 _HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
 
 
-def by_setting(comparison: Comparison) -> dict[str, Comparison]:
+def names_of_settings(config: Mapping[str, Any]) -> list[str]:
+    """What tells the settings of a configuration apart: its noise levels, else its masks, kernels or losses.
+
+    With several noise levels, all masks or kernels of one level have the same name, and are averaged.
+    """
+    arguments = config.get("data", {}).get("init_args", {}).get("acquisition", {}).get("init_args", {})
+    levels = arguments.get("noise", {}).get("init_args", {}).get("sigma")
+    choices = [value for name, value in arguments.items() if name != "noise" and isinstance(value, list)]
+    n_operators = math.prod(map(len, choices))
+    if isinstance(levels, list) and len(levels) > 1:
+        return [f"σ {level:g}" for level in levels] * n_operators
+    return [_name(choice) for choice in choices[0]] if len(choices) == 1 else []
+
+
+def by_setting(comparison: Comparison, names: Sequence[str] = ()) -> dict[str, Comparison]:
     """The comparison restricted to the images of each setting, by its name; none if images are measured once.
 
     The names of images measured with several settings end in "/SETTING" (see `Images`).
+
+    Args:
+        comparison: Of all images.
+        names: Of setting 0, 1, …, in place of these numbers; equal names are joined.
     """
     settings: dict[str, list[int]] = {}
     for position, image in enumerate(comparison.images):
@@ -34,26 +53,40 @@ def by_setting(comparison: Comparison) -> dict[str, Comparison]:
         settings.setdefault(setting, []).append(position)
     if len(settings) < 2:
         return {}
-    return {setting: _restricted(comparison, settings[setting]) for setting in sorted(settings, key=_order)}
+    joined: dict[str, list[int]] = {}
+    for setting in sorted(settings, key=_order):
+        known = setting.isdecimal() and int(setting) < len(names)
+        joined.setdefault(names[int(setting)] if known else setting, []).extend(settings[setting])
+    return {name: _restricted(comparison, positions) for name, positions in joined.items()}
 
 
-def write_settings(comparison: Comparison, folder: str | os.PathLike[str]) -> list[Path]:
+def write_settings(comparison: Comparison, folder: str | os.PathLike[str], names: Sequence[str] = ()) -> list[Path]:
     """Write settings.md (a column per setting) and settings.csv (a row per variant and setting).
 
     Args:
         comparison: The study.
         folder: An existing one.
+        names: As in `by_setting`.
 
     Returns:
         The files; none if there is only one setting.
     """
-    parts = by_setting(comparison)
+    parts = by_setting(comparison, names)
     if not parts:
         return []
     paths = [Path(folder) / name for name in ("settings.md", "settings.csv")]
     paths[0].write_text(_markdown(parts), encoding="utf-8")
     paths[1].write_text(_csv(parts), encoding="utf-8")
     return paths
+
+
+def _name(choice: Any) -> str:
+    """A number, or the numbers that a mask or kernel is made from."""
+    if not isinstance(choice, Mapping):
+        return f"{choice:g}"
+    numbers = {k: v for k, v in choice.get("init_args", {}).items() if isinstance(v, int | float) and v is not None}
+    kind = choice["class_path"].rpartition(".")[2]
+    return f"{kind} {', '.join(f'{k} {v:g}' for k, v in numbers.items())}".strip()
 
 
 def _restricted(comparison: Comparison, positions: Sequence[int]) -> Comparison:
