@@ -100,7 +100,8 @@ class ImageDataset(Dataset[Item]):
                     "choose a smaller patch or crop, or remove the image"
                 )
         self.source, self.crop, self.color = source, crop, color
-        self.visits, self.seed, self.setting = visits, seed, setting
+        self.visits, self.seed = visits, seed
+        self.setting: int | Literal["each"] | None = setting
 
     def __len__(self) -> int:
         return len(self.source.names) * self.visits
