@@ -15,7 +15,7 @@ from elder.linalg import from_channels, inner, norm, per_sample, to_channels
 from elder.models.denoiser import Denoiser
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Objective, Reconstruction
-from elder.models.regularizers import Convex, Prior, Residual, Ridge, TotalVariation
+from elder.models.regularizers import Convex, ImplicitResidual, Residual, Ridge, TotalVariation
 from elder.operators import (
     CircularBlur,
     Identity,
@@ -355,15 +355,8 @@ def test_complex_problem_is_the_real_one_of_twice_the_size(solver):
 # Priors without a value
 
 
-class ImplicitResidual(Prior):
-    """x − N(x), the gradient of nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = DnCNN(1, 4, 2)
-
-    def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        return x - self.network(x)
+def field() -> ImplicitResidual:
+    return ImplicitResidual(DnCNN(1, 4, 2))
 
 
 @pytest.mark.parametrize("curvature", [None, 1.0])
@@ -373,7 +366,7 @@ def test_implicit_prior_is_differentiated_by_gmres(solver, curvature):
     accurate, implicit = replace(SOLVERS[solver], tol=1e-13), Implicit(LINEAR["gmres"], curvature=curvature)
     for method, rule in ((accurate, implicit), (TRUTH, Unrolled())):
         torch.manual_seed(3)
-        model = Reconstruction(ImplicitResidual(), method, rule, strength=0.4).double()
+        model = Reconstruction(field(), method, rule, strength=0.4).double()
         with torch.no_grad():
             for weight in model.prior.parameters():
                 weight *= 1.5  # far enough from symmetry to tell
@@ -385,13 +378,13 @@ def test_implicit_prior_is_differentiated_by_gmres(solver, curvature):
 def test_what_does_not_fit_the_prior_is_refused_in_words():
     gmres = Implicit(GMRES())
     with pytest.raises(ValueError, match="LBFGS compares values of f, but ImplicitResidual has no value; use Picard"):
-        Reconstruction(ImplicitResidual(), backward=gmres)
+        Reconstruction(field(), backward=gmres)
     with pytest.raises(ValueError, match="BacktrackingProximalGradient compares values"):
-        Reconstruction(ImplicitResidual(), BacktrackingProximalGradient(), gmres)
+        Reconstruction(field(), BacktrackingProximalGradient(), gmres)
     for linear in (ConjugateGradient(), MINRES()):
         with pytest.raises(ValueError, match=f"{type(linear).__name__} needs a symmetric Jacobian.*use GMRES"):
-            Reconstruction(ImplicitResidual(), Picard(), Implicit(linear))
-    fitting = Reconstruction(ImplicitResidual(), Picard(), gmres)
+            Reconstruction(field(), Picard(), Implicit(linear))
+    fitting = Reconstruction(field(), Picard(), gmres)
     with pytest.raises(TypeError, match="ImplicitResidual is a vector field without a value"):
         fitting.objective(InverseProblem(Identity(), torch.zeros(1, 1, 4, 4))).value(torch.zeros(1, 1, 4, 4))
 
@@ -402,7 +395,7 @@ def test_shine_needs_an_estimate_and_a_refinement_that_fits():
     with pytest.raises(ValueError, match=r"SHINE needs a solver .* got PreconditionedLBFGS; use LBFGS or Broyden"):
         Reconstruction(TotalVariation(), PreconditionedLBFGS(), SHINE())
     with pytest.raises(ValueError, match="MINRES needs a symmetric Jacobian"):
-        Reconstruction(ImplicitResidual(), Broyden(), SHINE(MINRES()))
+        Reconstruction(field(), Broyden(), SHINE(MINRES()))
 
 
 @pytest.mark.parametrize(("strength", "sigma"), [(-0.1, None), (0.0, None), (0.1, 0.0), (0.1, -1.0)])
