@@ -244,9 +244,11 @@ def report(
         quick: The study's quick version.
         root: Folder of all runs and studies.
     """
+    from elder.ablation.comparing.contrasts import write_contrasts
     from elder.ablation.comparing.page import write_page
     from elder.ablation.comparing.results import collect
     from elder.ablation.comparing.settings import names_of_settings, write_settings
+    from elder.ablation.comparing.solves import tolerance_of, write_solves
     from elder.ablation.comparing.tables import write_tables
     from elder.reporting.documents import replace_between
 
@@ -254,8 +256,9 @@ def report(
     states = {line.hash: str(line.state) for line in lines_of(planned, root)}
     comparison = collect(planned, root, states)
     folder = out or root / "studies" / planned.name / "report"
-    names = names_of_settings(planned.runs[planned.cells[0].final].config or {}) if planned.cells else []
-    paths = [*write_tables(comparison, folder), *write_settings(comparison, folder, names)]
+    config = planned.runs[planned.cells[0].final].config or {} if planned.cells else {}
+    paths = [*write_tables(comparison, folder), *write_solves(comparison, folder, tolerance_of(config))]
+    paths += [*write_contrasts(comparison, folder), *write_settings(comparison, folder, names_of_settings(config))]
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
     if into is not None:
         tables = [path.read_text() for path in paths if path.suffix == ".md"]

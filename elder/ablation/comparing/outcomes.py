@@ -63,6 +63,7 @@ class Outcome:
         results: The learned method, by image.
         references: Methods beside it, by name and image.
         cost: Summed over its stages.
+        increases: Iterates of its test at which f rose; NaN where the solver computes no f.
         versions: The codes that produced its stages.
         hosts: Machines that ran them.
     """
@@ -76,6 +77,7 @@ class Outcome:
     results: Mapping[str, Result] = field(default_factory=dict)
     references: Mapping[str, Mapping[str, Result]] = field(default_factory=dict)
     cost: Cost = Cost()
+    increases: float = math.nan
     versions: frozenset[Version] = frozenset()
     hosts: frozenset[str] = frozenset()
 
@@ -129,6 +131,7 @@ def read_outcome(cell: Cell, store: Path, states: Mapping[str, str]) -> Outcome:
         results=learned,
         references=others,
         cost=_cost(learned, list(folders.values())),
+        increases=_increases(folders[final]),
         versions=frozenset(_versions(list(statuses.values()), provenances)),
         hosts=frozenset(str(entry["host"]) for entries in provenances for entry in entries if entry.get("host")),
     )
@@ -214,6 +217,16 @@ def _training_cost(folder: Path) -> dict[str, float] | None:
         "gradients": math.fsum(line.get("cost/gradients", math.nan) for line in epochs),
         "memory": max(line.get("cost/memory", math.nan) for line in epochs),
     }
+
+
+def _increases(folder: Path) -> float:
+    """Of the newest test."""
+    try:
+        lines = read_metrics(folder / "metrics.jsonl")
+    except (OSError, ValueError):
+        return math.nan
+    tests = [line for line in lines if "test/psnr/learned" in line or "test/increases" in line]
+    return float(tests[-1].get("test/increases", math.nan)) if tests else math.nan
 
 
 def _versions(statuses: Sequence[Status | None], provenances: Sequence[Sequence[Mapping[str, Any]]]) -> set[Version]:

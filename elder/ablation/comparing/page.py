@@ -93,7 +93,7 @@ def _lede(comparison: Comparison) -> str:
     counts = (
         (len(comparison.variants), "variant"),
         (len(comparison.seeds), "seed"),
-        (len(comparison.images), "test image"),
+        (comparison.n_images, "test image"),
     )
     text = " × ".join(f"{n} {name}{'' if n == 1 else 's'}" for n, name in counts)
     baseline = ", ".join(f"{axis} {value}" for axis, value in comparison.baseline.items())

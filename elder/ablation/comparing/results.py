@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elder.ablation.comparing.image_names import groups_of_images
 from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
@@ -72,7 +73,8 @@ class Comparison:
         reference_values: Axis → the value that the axis's other values are compared with.
         variants: The baseline first.
         seeds: In order.
-        images: Those that all finished runs have, in order of name.
+        images: Those that all finished runs have, in order of name; one that is measured with several settings is here
+            once for each.
         values: Metric → (variants, seeds, images).
         references: Methods beside the learned one.
         versions: All codes that produced what is compared.
@@ -101,13 +103,26 @@ class Comparison:
     @cached_property
     def paired(self) -> Mapping[str, list[Paired | None]]:
         """Every variant against the baseline, by metric; corrected for the number of both."""
-        return compare(self.values, self.metrics)
+        return compare(self.per_image, self.metrics)
+
+    @cached_property
+    def per_image(self) -> Mapping[str, np.ndarray]:
+        """`values`, those of an image that is measured with several settings averaged: images are what is sampled."""
+        groups = groups_of_images(self.images)
+        if len(groups) == len(self.images):
+            return self.values
+        return {m: np.stack([v[..., group].mean(-1) for group in groups], -1) for m, v in self.values.items()}
+
+    @property
+    def n_images(self) -> int:
+        """How many images there are, each of them once."""
+        return len(groups_of_images(self.images))
 
     @cached_property
     def effects(self) -> Mapping[str, list[Effect]]:
         """Main effects of the axes, by metric."""
         points = [variant.coordinates for variant in self.variants]
-        return {metric: main_effects(self.values[metric], points, self.reference_values) for metric in self.metrics}
+        return {metric: main_effects(self.per_image[metric], points, self.reference_values) for metric in self.metrics}
 
     @property
     def n_done(self) -> int:
@@ -260,11 +275,12 @@ def _notes(
             "One seed per variant: intervals are over images only, the training spread is unknown, "
             "and no winner is declared."
         )
-    if done and 0 < len(images) < 2:
+    n_images = len(groups_of_images(images))
+    if done and n_images == 1:
         notes.append("One image: there are no intervals.")
-    elif done and len(images) < FEWEST:
+    elif done and n_images < FEWEST:
         notes.append(
-            f"{len(images)} images: intervals are too short where images are skewed, and nothing is called better."
+            f"{n_images} images: intervals are too short where images are skewed, and nothing is called better."
         )
     if disagreeing:
         notes.append(f"Left out because runs disagree about them: {', '.join(disagreeing)}.")

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from elder.ablation.comparing.image_names import split_setting
 from elder.ablation.comparing.results import Comparison, Variant
 from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show, show_interval
 
 __all__ = ["by_setting", "names_of_settings", "write_settings"]
 
 _COSTS = ("n_gradients", "seconds")
-_HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
 
 
 def names_of_settings(config: Mapping[str, Any]) -> list[str]:
@@ -47,10 +47,10 @@ def by_setting(comparison: Comparison, names: Sequence[str] = ()) -> dict[str, C
     """
     settings: dict[str, list[int]] = {}
     for position, image in enumerate(comparison.images):
-        name, _, setting = image.rpartition("/")
-        if not name or name.endswith(_HOLDS_MANY):
+        parts = split_setting(image)
+        if parts is None:
             return {}
-        settings.setdefault(setting, []).append(position)
+        settings.setdefault(parts[1], []).append(position)
     if len(settings) < 2:
         return {}
     joined: dict[str, list[int]] = {}

@@ -32,6 +32,7 @@ __all__ = [
     "estimate",
     "holm",
     "main_effects",
+    "paired_differences",
     "summarize",
     "wilcoxon",
 ]
@@ -173,7 +174,7 @@ def compare(
         (metric, i): complete
         for metric, blocks in values.items()
         for i, block in enumerate(blocks)
-        if i != reference and (complete := _complete(_difference(block, blocks[reference]))).size
+        if i != reference and (complete := paired_differences(block, blocks[reference])).size
     }
     estimates = {key: estimate(difference) for key, difference in differences.items()}
     corrected = holm([e.p if e.is_over_seeds else math.nan for e in estimates.values()])
@@ -182,6 +183,11 @@ def compare(
     for ((metric, i), e), p, rank, rank_corrected in zip(estimates.items(), corrected, ranks, holm(ranks), strict=True):
         results[metric][i] = Paired(e, p, rank, rank_corrected, _verdict(e, p, directions[metric]))
     return results
+
+
+def paired_differences(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """First − second, (seeds, images), over the seeds and images that both have; empty if there are none."""
+    return _complete(_difference(values, others))
 
 
 def main_effects(

@@ -15,6 +15,7 @@ from elder.ablation.comparing.statistics import Paired, Summary
 __all__ = [
     "COSTS",
     "HEADINGS",
+    "count_images",
     "escape_markdown",
     "footnotes",
     "in_words",
@@ -146,12 +147,18 @@ def footnotes(comparison: Comparison) -> list[str]:
     """What the numbers are, and what must be known about them."""
     kinds = "mean ± s.d. over seeds" if len(comparison.seeds) > 1 else "mean"
     explained = (
-        f"{len(comparison.seeds)} seeds, {len(comparison.images)} images; {kinds} of the mean over images. "
+        f"{len(comparison.seeds)} seeds, {count_images(comparison)}; {kinds} of the mean over images. "
         "Δ: paired difference from the baseline with its 95 % bootstrap interval over images and seeds "
         "(images only where one seed is common); p: Holm-corrected over variants and metrics. "
         "Bold: better than the baseline, p < 0.05 and the interval clear of zero."
     )
     return [explained, *comparison.notes]
+
+
+def count_images(comparison: Comparison) -> str:
+    """As "50 images", or "50 images (250 measurements)" where each is measured with several settings."""
+    n, measured = comparison.n_images, len(comparison.images)
+    return f"{n} images" if n == measured else f"{n} images ({measured} measurements)"
 
 
 def in_words(comparison: Comparison, metric: str) -> str:

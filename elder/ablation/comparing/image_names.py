@@ -1,0 +1,24 @@
+"""Names of test images: "a.png", or "a.png/2" where each image is measured with several settings (see `Images`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["groups_of_images", "split_setting"]
+
+_HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
+
+
+def split_setting(name: str) -> tuple[str, str] | None:
+    """The image and the setting it was measured with; None if the name tells no setting."""
+    image, _, setting = name.rpartition("/")
+    return None if not image or image.endswith(_HOLDS_MANY) else (image, setting)
+
+
+def groups_of_images(names: Sequence[str]) -> list[list[int]]:
+    """Where the measurements of each image stand, by order of their first; each alone if names tell no settings."""
+    parts = [split_setting(name) for name in names]
+    groups: dict[str, list[int]] = {}
+    for position, part in enumerate(parts):
+        groups.setdefault(names[position] if None in parts or part is None else part[0], []).append(position)
+    return list(groups.values())
