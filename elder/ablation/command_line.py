@@ -12,12 +12,14 @@ from typing import Any
 import jsonargparse
 
 from elder.ablation.commands import (
+    archive,
     cancel,
     dashboard,
     logs,
     plan,
     prune,
     report,
+    restore,
     retry,
     run,
     search,
@@ -33,7 +35,7 @@ __all__ = ["main"]
 
 _ABLATE: dict[str, Callable[..., int]] = {
     function.__name__: function
-    for function in (plan, run, status, logs, cancel, retry, prune, report, dashboard, search)
+    for function in (plan, run, status, logs, cancel, retry, prune, report, archive, restore, dashboard, search)
 }
 
 #: Options that need no value: the parser wants `--quick=true`, people write `--quick`.

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "decode", "encode", "last_values", "read_lines", "read_metrics"]
+__all__ = ["append_line", "decode", "encode", "last_values", "read_lines", "read_metrics", "thinned"]
 
 _TAIL = 1 << 16  # bytes that `last_values` reads
+STEPS_KEPT = 300  # by `thinned`
 
 
 def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -80,6 +81,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a file, none if there is no file; a line that is not a JSON object was torn."""
     path = Path(path)
     return _records(path.read_bytes().split(b"\n")) if path.exists() else []
+
+
+def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every line of a validation, a test or an epoch, and of the single steps some; the configuration is a file."""
+    lines = [line for line in lines if "hyperparameters" not in line]
+    steps = [i for i, line in enumerate(lines) if "train/loss" in line]
+    kept = set(steps[:: max(1, -(-len(steps) // STEPS_KEPT))])
+    return [line for i, line in enumerate(lines) if i in kept or "train/loss" not in line]
 
 
 def encode(value: float) -> float | str:

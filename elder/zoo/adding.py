@@ -16,7 +16,7 @@ import yaml
 from elder.metrics import LEARNED
 from elder.models.catalogue import CONFIG, WEIGHTS, Card, Catalogue, sha256
 from elder.models.weights import find_weights, read_about, read_prior, write_prior
-from elder.reporting.metrics_file import read_lines
+from elder.reporting.metrics_file import read_lines, thinned
 from elder.zoo.configuration import model_arguments, read_config
 from elder.zoo.description import describe
 from elder.zoo.loading import OVERLAY, load, scalars
@@ -25,7 +25,6 @@ __all__ = ["add"]
 
 RESULTS, TUNED, LOG = "results.csv", "tuned.json", "metrics.jsonl"
 WEIGHTS_FOLDER = "weights"  # in the repository
-LOG_LINES = 300  # of single training steps that are kept, evenly spread
 SIZE_LIMIT = 5 << 20  # bytes of weights that ship
 
 
@@ -67,7 +66,7 @@ def add(run: Path, name: str, title: str | None, catalogue: Catalogue) -> Card:
         about = read_about(run / WEIGHTS) | scalars(model.reconstruction)
         write_prior(folder / WEIGHTS, model.prior, about)
     _write(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    _write(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in _thinned(read_lines(run / LOG))))
+    _write(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in thinned(read_lines(run / LOG))))
     title = title or (catalogue[name].title if name in catalogue else None)
     card = replace(describe(folder, model.card.parameters, name, title), code=model.card.code)
     if (folder / WEIGHTS).stat().st_size <= SIZE_LIMIT:
@@ -127,11 +126,3 @@ def _texts(node: Any) -> Iterator[tuple[Any, Any, str]]:
             yield from _texts(value)
         elif isinstance(value, str):
             yield node, key, value
-
-
-def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every line of a validation, a test or an epoch, and of the single steps some; the configuration is a file."""
-    lines = [line for line in lines if "hyperparameters" not in line]
-    steps = [i for i, line in enumerate(lines) if "train/loss" in line]
-    kept = set(steps[:: max(1, -(-len(steps) // LOG_LINES))])
-    return [line for i, line in enumerate(lines) if i in kept or "train/loss" not in line]

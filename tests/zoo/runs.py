@@ -12,9 +12,8 @@ from elder.models.catalogue import CONFIG, WEIGHTS
 from elder.models.networks import DnCNN
 from elder.models.regularizers import Residual, Ridge
 from elder.models.weights import write_prior
-from elder.reporting.metrics_file import append_line
+from elder.reporting.metrics_file import STEPS_KEPT, append_line
 from elder.reporting.tables import Result, write_results
-from elder.zoo.adding import LOG_LINES
 
 WIDTHS = {"widths": [4], "kernel_size": 3}
 
@@ -32,9 +31,9 @@ def write_run(folder: Path, model: dict, prior: torch.nn.Module, **about: float)
     config = {"seed_everything": 3, "trainer": {"logger": "wandb"}, "model": model, "data": data, "run_dir": "/a/b"}
     (folder / CONFIG).write_text(yaml.safe_dump(config))
     append_line(folder / "metrics.jsonl", {"hyperparameters": {"host": "/secret"}})
-    for step in range(2 * LOG_LINES):
+    for step in range(2 * STEPS_KEPT):
         append_line(folder / "metrics.jsonl", {"step": step, "train/loss": 1.0})
-    append_line(folder / "metrics.jsonl", {"step": 2 * LOG_LINES, "val/psnr": 30.0})
+    append_line(folder / "metrics.jsonl", {"step": 2 * STEPS_KEPT, "val/psnr": 30.0})
     write_prior(folder / WEIGHTS, prior, about)
     write_results(folder / "results.csv", [*rows("noisy", 20, 22), *rows(LEARNED, 30, 31, 32)])
     return folder

@@ -14,8 +14,8 @@ from elder.models.catalogue import CONFIG, WEIGHTS, Catalogue, sha256
 from elder.models.regularizers import Ridge
 from elder.models.weights import read_about, write_prior
 from elder.operators import Identity, Mask
-from elder.reporting.metrics_file import read_lines
-from elder.zoo.adding import LOG_LINES, SIZE_LIMIT, add
+from elder.reporting.metrics_file import STEPS_KEPT, read_lines
+from elder.zoo.adding import SIZE_LIMIT, add
 from elder.zoo.document import table
 from elder.zoo.loading import load
 from tests.zoo.runs import WIDTHS, denoiser_run, reconstruction_run, tiny
@@ -40,7 +40,7 @@ def test_a_run_becomes_a_model_that_is_the_run(tmp_path: Path, catalogue: Catalo
     )
     assert not any(secret in written for secret in ("wandb", "/a/b", "/secret", str(tmp_path)))
     log = read_lines(catalogue.folder / "mine" / "metrics.jsonl")
-    assert sum("train/loss" in line for line in log) == LOG_LINES and log[-1] == {"step": 600, "val/psnr": 30.0}
+    assert sum("train/loss" in line for line in log) == STEPS_KEPT and log[-1] == {"step": 600, "val/psnr": 30.0}
     assert add(run, "mine", None, catalogue).title == "A title"  # kept when it is added again
     assert len(catalogue) == 1
 

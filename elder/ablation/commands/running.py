@@ -1,4 +1,4 @@
-"""What `main.py ablate …` and `main.py submit …` do; what only reads files needs no torch, and takes no time."""
+"""Planning and running studies; what only reads files needs no torch, and takes no time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from rich.live import Live
 
@@ -17,13 +15,11 @@ from elder.ablation.planning.study import read_study
 from elder.ablation.running.folder import RunFolder, State
 from elder.ablation.running.renewal import begin_anew
 from elder.ablation.running.status import table
-from elder.ablation.slurm.profiles import find_profile
 from elder.ablation.terminal import follow_file, make_console, next_command, reporting, say
 from elder.ablation.workplace import (
     RUNS,
     check_jobs,
     cluster_of,
-    entry,
     executor_of,
     find_plan,
     lines_of,
@@ -33,7 +29,7 @@ from elder.ablation.workplace import (
     state_in,
 )
 
-__all__ = ["cancel", "dashboard", "logs", "plan", "prune", "report", "retry", "run", "search", "status", "submit"]
+__all__ = ["cancel", "logs", "plan", "prune", "retry", "run", "status"]
 
 _SHOWN = 100  # runs in a table, unless all are asked for
 _AT_WORK = (State.RUNNING, State.QUEUED)
@@ -229,124 +225,4 @@ def prune(file: Path, checkpoints: bool = False, yes: bool = False, quick: bool 
         if yes:
             shutil.rmtree(path)
     say(f"{len(found)} folders, {size / 2**20:.1f} MiB: {'removed' if yes else 'nothing was removed, add --yes'}")
-    return 0
-
-
-def report(
-    file: Path, out: Path | None = None, into: Path | None = None, quick: bool = False, root: Path = RUNS
-) -> int:
-    """Compare the variants of a study: tables as CSV, Markdown and LaTeX, and report.html with pictures.
-
-    Args:
-        file: The study: its YAML, or its folder below runs/studies.
-        out: Folder of the report; runs/studies/NAME/report by default.
-        into: Markdown file that receives the tables as well, between <!-- study: NAME --> and <!-- end of NAME -->.
-        quick: The study's quick version.
-        root: Folder of all runs and studies.
-    """
-    from elder.ablation.comparing.contrasts import write_contrasts
-    from elder.ablation.comparing.page import write_page
-    from elder.ablation.comparing.results import collect
-    from elder.ablation.comparing.settings import names_of_settings, write_settings
-    from elder.ablation.comparing.solves import tolerance_of, write_solves
-    from elder.ablation.comparing.tables import write_tables
-    from elder.reporting.documents import replace_between
-
-    planned, root = find_plan(file, quick, root)
-    states = {line.hash: str(line.state) for line in lines_of(planned, root)}
-    comparison = collect(planned, root, states)
-    folder = out or root / "studies" / planned.name / "report"
-    config = planned.runs[planned.cells[0].final].config or {} if planned.cells else {}
-    paths = [*write_tables(comparison, folder), *write_solves(comparison, folder, tolerance_of(config))]
-    paths += [*write_contrasts(comparison, folder), *write_settings(comparison, folder, names_of_settings(config))]
-    paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
-    if into is not None:
-        tables = [path.read_text() for path in paths if path.suffix == ".md"]
-        marks = f"<!-- study: {planned.name} -->", f"<!-- end of {planned.name} -->"
-        replace_between(into, *marks, "\n".join(reversed(tables)))
-    sys.stdout.write((folder / "table.md").read_text())
-    for path in paths:
-        say(str(path))
-    return 0
-
-
-def dashboard(
-    file: Path,
-    project: str | None = None,
-    entity: str | None = None,
-    mode: Literal["online", "offline"] | None = None,
-    sync: bool = False,
-    quick: bool = False,
-    root: Path = RUNS,
-) -> int:
-    """Send a study, finished or not, to Weights & Biases, with a report and a workspace that compare its runs.
-
-    Args:
-        file: The study: its YAML, or its folder below runs/studies.
-        project: elder-NAME by default.
-        entity: Account or team; one's default one if left out.
-        mode: Online where there is an account, by default.
-        sync: Send what was published offline earlier.
-        quick: The study's quick version.
-        root: Folder of all runs and studies.
-    """
-    from elder.ablation.publishing import dashboard as publishing
-
-    planned, root = find_plan(file, quick, root)
-    if sync:
-        publishing.sync(planned, root, project, entity, say)
-    else:
-        publishing.publish(planned, root, project, entity, say, mode)
-    return 0
-
-
-def search(
-    file: Path,
-    profile: str | None = None,
-    jobs: int | None = None,
-    parallel: int = 4,
-    retries: int = 2,
-    quick: bool = False,
-    root: Path = RUNS,
-) -> int:
-    """Search the ranges that a study declares for what is best on the validation images.
-
-    Args:
-        file: The study: its YAML.
-        profile: `local`, `slurm`, another name below configs/profiles, or a YAML file; the study's own by default.
-        jobs: Runs at a time on this machine, or jobs in the queue of a cluster; as many as fit by default.
-        parallel: Trials at a time, at most; the more there are, the less each knows of the others.
-        retries: How often a run that failed is tried again, where that can help.
-        quick: The study's quick version.
-        root: Folder of all runs and studies.
-    """
-    from elder.ablation.searching.search import search as searching
-
-    check_jobs(jobs)
-    study = read_study(file, quick)
-    executor = executor_of(study, profile, jobs, root)
-    best = searching(study, root, executor, say, parallel, retries)
-    return 0 if best else 1
-
-
-def submit(command: list[str], profile: str = "slurm", dry_run: bool = False) -> int:
-    """Run one command of main.py, as `fit --config configs/mri.yaml`, as a SLURM job; its script is printed and kept.
-
-    Args:
-        command: What main.py is to do.
-        profile: A name below configs/profiles, or a YAML file.
-        dry_run: Write the script and submit nothing.
-    """
-    from elder.ablation.slurm import submit as submitting
-
-    settings, folder = find_profile(profile), submitting.folder_of(command)
-    if not dry_run:
-        submitting.check(command, entry())
-    path = submitting.write_script(command, settings, entry(), folder)
-    sys.stdout.write(path.read_text())
-    if dry_run:
-        say(f"script: {path}; submit it with: sbatch {path}")
-    else:
-        job = submitting.submit(command, settings, entry(), folder)
-        say(f"job {job}: {path}; its output: {path.parent / f'slurm-{job}.out'}")
     return 0

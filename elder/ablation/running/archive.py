@@ -1,0 +1,104 @@
+"""Finished runs in one small file: what a report reads, without weights, pictures and logs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from elder.reporting.metrics_file import read_lines, thinned
+
+__all__ = ["pack", "unpack"]
+
+METRICS = "metrics.jsonl"
+RECORDS = (
+    "run.json",
+    "planned.yaml",
+    "config.yaml",
+    "status.json",
+    "provenance.json",
+    "tuned.yaml",
+    "tuned.json",
+    "tuned.csv",
+    "results.csv",
+    METRICS,
+)
+
+
+def pack(path: str | os.PathLike[str], study: Path, runs: Iterable[Path]) -> int:
+    """Write `path`, a .tar.xz, with the plan of a study and the records of runs; equal records make equal bytes.
+
+    Of the single steps of a training some are kept, as in the zoo.
+
+    Args:
+        path: Its folder is made if it is missing.
+        study: `…/studies/NAME`.
+        runs: Their folders, `…/store/HASH`.
+
+    Returns:
+        How many runs it holds.
+    """
+    path, runs = Path(path), sorted(runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.tmp")
+    with tarfile.open(part, "w:xz") as archive:
+        _add(archive, f"studies/{study.name}/plan.json", (study / "plan.json").read_bytes())
+        for run in runs:
+            for file in _records(run):
+                content = file.read_bytes()
+                if file.name == METRICS:
+                    content = "".join(f"{json.dumps(line)}\n" for line in thinned(read_lines(file))).encode()
+                _add(archive, f"store/{run.name}/{file.relative_to(run).as_posix()}", content)
+    part.replace(path)
+    return len(runs)
+
+
+def unpack(path: str | os.PathLike[str], root: Path) -> tuple[list[str], list[str]]:
+    """Put the records of an archive into `root`; runs that are there already are left as they are.
+
+    Returns:
+        Hashes of the runs that were put there, and of those that were left.
+
+    Raises:
+        ValueError: If it is no archive of runs.
+    """
+    put, left = set[str](), set[str]()
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            members = archive.getmembers()
+            for member in members:
+                parts = PurePosixPath(member.name).parts
+                if not member.isfile() or len(parts) < 3 or parts[0] not in ("studies", "store") or ".." in parts:
+                    raise ValueError(f"{path}: expected records of runs, got {member.name}; pack the study again")
+            left = {parts[1] for m in members if (parts := _parts(m))[0] == "store" and (root / _run(m)).exists()}
+            for member in members:
+                kind, name, *_ = _parts(member)
+                if kind == "store" and name in left:
+                    continue
+                archive.extract(member, root, filter="data")
+                put |= {name} if kind == "store" else set()
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: expected a .tar.xz of runs, got another file ({error})") from error
+    return sorted(put), sorted(left)
+
+
+def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
+    return PurePosixPath(member.name).parts
+
+
+def _run(member: tarfile.TarInfo) -> Path:
+    return Path(*_parts(member)[:2])
+
+
+def _records(run: Path) -> Iterator[Path]:
+    yield from (run / name for name in RECORDS if (run / name).is_file())
+    yield from sorted((run / "attempts").glob("*.json"))
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
