@@ -19,7 +19,18 @@ from torchmetrics import Metric
 
 from elder.linalg import per_sample
 
-__all__ = ["LEARNED", "ImageMean", "VolumeMetrics", "magnitude", "nmse", "psnr", "snr", "ssim_gaussian", "ssim_uniform"]
+__all__ = [
+    "LEARNED",
+    "ImageMean",
+    "VolumeMetrics",
+    "displayed",
+    "magnitude",
+    "nmse",
+    "psnr",
+    "snr",
+    "ssim_gaussian",
+    "ssim_uniform",
+]
 
 T = TypeVar("T")
 
@@ -29,6 +40,15 @@ LEARNED = "learned"  # the method in tables that is the run's own
 def magnitude(x: Tensor) -> Tensor:
     """|x| of a complex image; a real image as it is, sign included."""
     return x.abs() if x.is_complex() else x
+
+
+def displayed(x: Tensor) -> Tensor:
+    """A real image as a screen shows it, clamped to [0, 1], where images lie; a complex one as it is.
+
+    Published PSNR of images in [0, 1] is that of clamped ones, and it makes a difference where much of an image is
+    black: 0.5 dB in zero-filled MRI.
+    """
+    return x if x.is_complex() else x.clamp(0, 1)
 
 
 def psnr(x: Tensor, target: Tensor, data_range: float | Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from elder.datamodules.base import Batch
 from elder.linalg import to_channels
-from elder.metrics import LEARNED, ImageMean, psnr, ssim_uniform
+from elder.metrics import LEARNED, ImageMean, displayed, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
 from elder.models.optimization import Interval, configured
 from elder.models.regularizers.base import Prior
@@ -24,7 +24,7 @@ from elder.operators.acquisition import InverseProblem
 
 
 class DenoisingModule(LightningModule):
-    """Learns D = Id − ∇R_θ on pairs (x, x + n), with the mean squared error.
+    """Learns D = Id − ∇R_θ on pairs (x, x + n), with the mean squared error or another loss.
 
     Its data module must have the acquisition `Denoising`, whose noise sets the range of levels. Checkpoints keep the
     range that was met in training, as `noise_range`.
@@ -32,6 +32,7 @@ class DenoisingModule(LightningModule):
     Args:
         regularizer: R_θ, or the field of an implicit prior in place of ∇R_θ.
         pretrained: From which it starts: name of a trained model, checkpoint, or safetensors of a prior.
+        loss: Of D(x + n) against x, on real channels; null: mean squared error.
         optimizer: Of θ.
         scheduler: Of the learning rate; null: constant.
         scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
@@ -41,6 +42,7 @@ class DenoisingModule(LightningModule):
         self,
         regularizer: Prior,
         pretrained: Path | None = None,
+        loss: nn.Module | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Interval = "epoch",
@@ -48,7 +50,7 @@ class DenoisingModule(LightningModule):
         super().__init__()
         if pretrained is not None:
             restore_prior(regularizer, pretrained)
-        self.denoiser = Denoiser(regularizer)
+        self.denoiser, self.loss = Denoiser(regularizer), loss or nn.MSELoss()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
@@ -64,7 +66,7 @@ class DenoisingModule(LightningModule):
         x = self(problem)
         self.n_gradients += n
         self._note(problem.sigma)
-        loss = to_channels(x - truth).square().mean()
+        loss = self.loss(to_channels(x), to_channels(truth))
         if not loss.isfinite():
             raise FloatingPointError(
                 f"DenoisingModule: the loss is no longer finite at step {self.global_step}; lower the learning rate"
@@ -114,9 +116,9 @@ class DenoisingModule(LightningModule):
 
     def _record(self, x: Tensor, batch: Batch, split: str) -> None:
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
-        self.psnr(psnr(x, truth, 1.0))
-        self.ssim(ssim_uniform(x, truth, 1.0))
-        self.psnr_noisy(psnr(problem.y, truth, 1.0))
+        self.psnr(psnr(displayed(x), truth, 1.0))
+        self.ssim(ssim_uniform(displayed(x), truth, 1.0))
+        self.psnr_noisy(psnr(displayed(problem.y), truth, 1.0))
         self.log(f"{split}/psnr", self.psnr, prog_bar=True, batch_size=n)
         self.log(f"{split}/ssim", self.ssim, batch_size=n)
         self.log(f"{split}/psnr_noisy", self.psnr_noisy, batch_size=n)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
-from elder.metrics import LEARNED, ImageMean, VolumeMetrics, psnr, ssim_uniform
+from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
 from elder.models.optimization import Interval, configured
 from elder.models.reconstruction import Reconstruction, Tolerances
 from elder.models.scores import scores
@@ -218,8 +218,9 @@ class ReconstructionModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         truth, n = _ground_truth(batch), len(batch.names)
         solution = self(batch.problem)
-        self.val_psnr(psnr(solution.x, truth, 1.0))
-        self.val_ssim(ssim_uniform(solution.x, truth, 1.0))
+        shown = displayed(solution.x)
+        self.val_psnr(psnr(shown, truth, 1.0))
+        self.val_ssim(ssim_uniform(shown, truth, 1.0))
         self.log("val/psnr", self.val_psnr, prog_bar=True, batch_size=n)
         self.log("val/ssim", self.val_ssim, batch_size=n)
         self.log("val/residual", solution.residual.max(), reduce_fx="max", sync_dist=True, batch_size=n)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elder.metrics import psnr, ssim_uniform
+from elder.metrics import displayed, psnr, ssim_uniform
 
 
 def scores(
@@ -30,10 +30,11 @@ def scores(
         n_gradients: Evaluations of ∇R, (B,).
         seconds: For the whole batch.
     """
+    shown = displayed(x)
     columns = zip(
         names,
-        psnr(x, truth, 1.0).tolist(),
-        ssim_uniform(x, truth, 1.0).tolist(),
+        psnr(shown, truth, 1.0).tolist(),
+        ssim_uniform(shown, truth, 1.0).tolist(),
         residual.tolist(),
         n_gradients.tolist(),
         strict=True,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from elder.metrics import psnr
+from elder.metrics import displayed, psnr
 from elder.models.reconstruction import Objective, Reconstruction
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import Solver
@@ -124,7 +124,7 @@ class _Recorder:
             value,
             residual / first.clamp_min(torch.finfo(residual.dtype).tiny),
             self._step_size[kept],
-            unknown if self._truth is None else psnr(x, self._truth[kept], 1.0),
+            unknown if self._truth is None else psnr(displayed(x), self._truth[kept], 1.0),
             (value > before) & ~within_rounding(self._objective, value, before),
         )
         for i, *row in zip(kept.tolist(), *(column.tolist() for column in columns), strict=True):

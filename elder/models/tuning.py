@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from elder.metrics import psnr
+from elder.metrics import displayed, psnr
 from elder.models.reconstruction import SCALARS, Reconstruction
 from elder.models.regularizers import Scaled
 from elder.operators.acquisition import InverseProblem
@@ -157,7 +157,7 @@ class _Search:
         try:
             for problem, truth in zip(self._problems, self._truths, strict=True):
                 solution = self._reconstruction(problem)
-                qualities.append(psnr(solution.x, truth, 1.0))
+                qualities.append(psnr(displayed(solution.x), truth, 1.0))
                 n_gradients.append(solution.n_gradients)
                 unconverged += int((~solution.converged).sum())
         except FloatingPointError:

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from elder.models.networks.layers import Layer, Pullback, chain, constant_channel
+from elder.models.networks.layers import Layer, Pullback, chain, constant_channel, skip
 
 
 class Network(nn.Module, ABC):
@@ -21,6 +21,7 @@ class Network(nn.Module, ABC):
 
     channels: int  # real channels of the image: 1 gray, 3 colour, 2 complex
     noise_map: bool = False  # whether σ is an input, as a constant extra channel
+    skip: bool = False  # whether N(x) = x + U(x), with U what the layers compute
     smooth: bool = True  # whether J_N can be differentiated in turn, as the gradient of a regularizer is
 
     @abstractmethod
@@ -37,15 +38,15 @@ class Network(nn.Module, ABC):
         """N(x; σ)."""
         return self.evaluate(x, sigma)[0]
 
-    def with_noise_map(self, inner: Layer, sigma: Tensor | None) -> Layer:
-        """The layer on the image and, if the network has a noise map, the channel of σ.
+    def on_image(self, inner: Layer, sigma: Tensor | None) -> Layer:
+        """The layers on the image and, if the network has a noise map, the channel of σ; the image added, if it skips.
 
         Raises:
             ValueError: If the network has a noise map and σ is missing.
         """
-        if not self.noise_map:
-            return inner
-        if sigma is None:
-            name = type(self).__name__
-            raise ValueError(f"{name}: expected a noise level for its noise map, got None; set `sigma`")
-        return chain(constant_channel(sigma), inner)
+        if self.noise_map:
+            if sigma is None:
+                name = type(self).__name__
+                raise ValueError(f"{name}: expected a noise level for its noise map, got None; set `sigma`")
+            inner = chain(constant_channel(sigma), inner)
+        return skip(inner) if self.skip else inner

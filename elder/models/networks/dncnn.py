@@ -25,6 +25,7 @@ class DnCNN(Network):
         depth: Number of hidden layers.
         noise_map: Whether the noise level σ is an input, as a constant extra channel.
         activation: "elu", or "relu" for the field of an implicit prior.
+        skip: Whether the image is added: the layers learn N(x) − x. Trains faster, except where N is no image.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class DnCNN(Network):
         depth: int = 12,
         noise_map: bool = False,
         activation: Literal["elu", "relu"] = "elu",
+        skip: bool = False,
     ) -> None:
         super().__init__()
         if min(channels, features, depth) < 1:
             raise ValueError(f"DnCNN: expected positive sizes, got {channels=}, {features=}, {depth=}")
-        self.channels, self.noise_map, self.smooth = channels, noise_map, activation != "relu"
+        self.channels, self.noise_map, self.skip, self.smooth = channels, noise_map, skip, activation != "relu"
         self.activation = layers.activation(activation)
         widths = [channels + noise_map, *[features] * depth]
         hidden = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
@@ -53,4 +55,4 @@ class DnCNN(Network):
         """
         hidden: list[Layer] = [layer for module in self.hidden for layer in (convolution(module), self.activation)]
         network = channels_last(chain(*hidden, convolution(self.output)))
-        return self.with_noise_map(network, sigma)(x)
+        return self.on_image(network, sigma)(x)

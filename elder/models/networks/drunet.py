@@ -36,6 +36,7 @@ class DRUNet(Network):
         blocks: Residual blocks for each scale, on the way down and again on the way up.
         noise_map: Whether the noise level σ is an input, as a constant extra channel.
         activation: "elu", or "relu" for the field of an implicit prior.
+        skip: Whether the image is added: the layers learn N(x) − x. Trains faster, except where N is no image.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class DRUNet(Network):
         blocks: int = 2,
         noise_map: bool = False,
         activation: Literal["elu", "relu"] = "elu",
+        skip: bool = False,
     ) -> None:
         super().__init__()
         if not widths or min(channels, *widths, blocks) < 1:
             raise ValueError(f"DRUNet: expected positive sizes, got {channels=}, {widths=}, {blocks=}")
-        self.channels, self.noise_map, self.smooth = channels, noise_map, activation != "relu"
+        self.channels, self.noise_map, self.skip, self.smooth = channels, noise_map, skip, activation != "relu"
         self.activation = layers.activation(activation)
         self.head = _convolution(channels + noise_map, widths[0])
         self.descending = nn.ModuleList(_blocks(width, blocks) for width in widths[:-1])
@@ -71,7 +73,7 @@ class DRUNet(Network):
             inner = chain(convolution(down), pyramid, transposed_convolution(up))
             pyramid = skip(chain(self._residual(descending), inner, self._residual(ascending)))
         network = channels_last(chain(convolution(self.head), pyramid, convolution(self.tail)))
-        return self.with_noise_map(padded(2 ** len(self.down), network), sigma)(x)
+        return self.on_image(padded(2 ** len(self.down), network), sigma)(x)
 
     def _residual(self, blocks: nn.Module) -> Layer:
         """Residual blocks u + w₂ ∗ ϕ(w₁ ∗ u), one after the other."""

@@ -7,7 +7,7 @@ from elder.models.regularizers.residual import ImplicitResidual, REDPotential, R
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.tdv import TDV
 from elder.models.regularizers.total_variation import TotalVariation
-from elder.models.regularizers.wrappers import Scaled
+from elder.models.regularizers.wrappers import Scaled, ScaledField
 
 __all__ = [
     "ICNN",
@@ -22,6 +22,7 @@ __all__ = [
     "Ridge",
     "ScalarPotential",
     "Scaled",
+    "ScaledField",
     "TotalVariation",
     "WeaklyConvex",
 ]

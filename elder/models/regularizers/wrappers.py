@@ -1,4 +1,4 @@
-"""Regularizers made from others."""
+"""Priors made from others."""
 
 from __future__ import annotations
 
@@ -6,18 +6,56 @@ import torch
 from torch import Tensor, nn
 
 from elder.linalg import per_sample
-from elder.models.regularizers.base import Regularizer
+from elder.models.regularizers.base import Prior, Regularizer
 
 
-class Scaled(Regularizer):
+class _Scaling(nn.Module):
+    """Numbers a and s, constant or affine in log(σ/σ₀): the parameters of `Scaled` and `ScaledField`."""
+
+    def __init__(self, strength: float, scale: float, reference: float | None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if strength <= 0 or scale <= 0:
+            raise ValueError(f"{name}: expected positive strength and scale, got {strength} and {scale}")
+        if reference is not None and reference <= 0:
+            raise ValueError(f"{name}: expected a positive reference noise level, got {reference}")
+        self.reference = reference
+        self.log_strength = nn.Parameter(torch.tensor(strength).log())
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        if reference is not None:
+            self.strength_slope = nn.Parameter(torch.tensor(0.0))
+            self.scale_slope = nn.Parameter(torch.tensor(-1.0))
+
+    def _at(self, sigma: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """e^a and e^s, () or (B,), and e^s σ.
+
+        Raises:
+            ValueError: If they depend on the noise level and it is missing.
+        """
+        a, s = self.log_strength, self.log_scale
+        if self.reference is not None:
+            if sigma is None:
+                raise ValueError(
+                    f"{type(self).__name__}: expected a noise level beside its reference {self.reference:g}, got None; "
+                    "set `sigma`"
+                )
+            sigma = sigma.clamp_min(self.reference / 50)
+            level = (sigma / self.reference).log().to(s)
+            a, s = a + self.strength_slope * level, s + self.scale_slope * level
+        scale = s.exp()
+        return a.exp(), scale, None if sigma is None else scale * sigma
+
+
+class Scaled(_Scaling, Regularizer):
     """R̃(x; σ) = e^{a − 2s} R(e^s x; e^s σ), with learnable strength a and scale s, constant or of the noise level.
 
     Adapts a regularizer that was learned at one noise level or range of values to another with two numbers
     (Hertrich et al., 2025); the factor e^{−2s} keeps a quadratic R unchanged under s.
 
-    With a `reference` level σ₀, a and s are affine in log(σ/σ₀), with learnable slopes a′ and s′: a family without a
-    noise map serves a range of levels. Initially a′ = 0 and s′ = −1, so that R̃(x; σ) = (σ/σ₀)² R̃(σ₀x/σ; σ₀): the
-    denoiser x − ∇R̃ of an image and noise that are both scaled returns its image scaled.
+    With a `reference` level σ₀, a and s are affine in log(σ/σ₀), with learnable slopes a′ and s′: one functional serves
+    a range of levels. Initially a′ = 0 and s′ = −1, so that R̃(x; σ) = (σ/σ₀)² R̃(σ₀x/σ; σ₀): the denoiser x − ∇R̃ of an
+    image and noise that are both scaled returns its image scaled. Families without a noise map need it for that; those
+    with one learn small noise much faster with it.
 
     Args:
         regularizer: R.
@@ -30,42 +68,35 @@ class Scaled(Regularizer):
     def __init__(
         self, regularizer: Regularizer, strength: float = 1.0, scale: float = 1.0, reference: float | None = None
     ) -> None:
-        super().__init__()
-        if strength <= 0 or scale <= 0:
-            raise ValueError(f"Scaled: expected positive strength and scale, got {strength} and {scale}")
-        if reference is not None and reference <= 0:
-            raise ValueError(f"Scaled: expected a positive reference noise level, got {reference}")
-        self.regularizer, self.reference = regularizer, reference
-        self.log_strength = nn.Parameter(torch.tensor(strength).log())
-        self.log_scale = nn.Parameter(torch.tensor(scale).log())
-        if reference is not None:
-            self.strength_slope = nn.Parameter(torch.tensor(0.0))
-            self.scale_slope = nn.Parameter(torch.tensor(-1.0))
+        super().__init__(strength, scale, reference)
+        self.regularizer = regularizer
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        scale, factor, level = self._at(sigma)
-        return factor * self.regularizer.value(per_sample(scale, x) * x, level)
+        strength, scale, level = self._at(sigma)
+        return strength / scale.square() * self.regularizer.value(per_sample(scale, x) * x, level)
 
     def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """By the chain rule, so that a closed form of R's gradient is used."""
-        scale, factor, level = self._at(sigma)
+        strength, scale, level = self._at(sigma)
         value, grad = self.regularizer.value_and_grad(per_sample(scale, x) * x, level)
-        return factor * value, per_sample(factor * scale, x) * grad
+        return strength / scale.square() * value, per_sample(strength / scale, x) * grad
 
-    def _at(self, sigma: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """e^s and e^{a − 2s}, () or (B,), and e^s σ.
 
-        Raises:
-            ValueError: If they depend on the noise level and it is missing.
-        """
-        a, s = self.log_strength, self.log_scale
-        if self.reference is not None:
-            if sigma is None:
-                raise ValueError(
-                    f"Scaled: expected a noise level beside its reference {self.reference:g}, got None; set `sigma`"
-                )
-            sigma = sigma.clamp_min(self.reference / 50)
-            level = (sigma / self.reference).log().to(s)
-            a, s = a + self.strength_slope * level, s + self.scale_slope * level
-        scale = s.exp()
-        return scale, (a - 2 * s).exp(), None if sigma is None else scale * sigma
+class ScaledField(_Scaling, Prior):
+    """F̃(x; σ) = e^{a − s} F(e^s x; e^s σ): of a field without a functional what `Scaled` is of ∇R.
+
+    Args:
+        field: F.
+        strength: Initial e^a, at the reference.
+        scale: Initial e^s, at the reference.
+        reference: Noise level σ₀ > 0 in the units of the image; levels below σ₀/50 count as σ₀/50. None: a and s are
+            constants.
+    """
+
+    def __init__(self, field: Prior, strength: float = 1.0, scale: float = 1.0, reference: float | None = None) -> None:
+        super().__init__(strength, scale, reference)
+        self.field = field
+
+    def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        strength, scale, level = self._at(sigma)
+        return per_sample(strength / scale, x) * self.field.grad(per_sample(scale, x) * x, level)
