@@ -20,6 +20,7 @@ from elder.models.regularizers import (
     Ridge,
     ScalarPotential,
     Scaled,
+    ScaledField,
     TotalVariation,
     WeaklyConvex,
 )
@@ -66,7 +67,7 @@ def instance(family: str, image: str) -> tuple[Regularizer, torch.Tensor]:
 def test_every_regularizer_and_potential_is_tested():
     tested = [family(1) for family in FAMILIES.values()]
     assert concrete_subclasses(Regularizer) == {type(R) for R in tested}
-    assert concrete_subclasses(Prior) - concrete_subclasses(Regularizer) == {ImplicitResidual}
+    assert concrete_subclasses(Prior) - concrete_subclasses(Regularizer) == {ImplicitResidual, ScaledField}
     assert concrete_subclasses(Potential) == {type(R.potential) for R in tested if isinstance(R, Ridge)}
 
 

@@ -7,7 +7,15 @@ import torch
 
 from elder.models.denoiser import Denoiser
 from elder.models.networks import DnCNN
-from elder.models.regularizers import ICNN, Regularizer, Residual, Scaled, TotalVariation
+from elder.models.regularizers import (
+    ICNN,
+    ImplicitResidual,
+    Regularizer,
+    Residual,
+    Scaled,
+    ScaledField,
+    TotalVariation,
+)
 from tests.solvers.problems import draw
 
 SIGMA = torch.tensor([0.1, 0.4], dtype=torch.float64)
@@ -60,6 +68,32 @@ def test_denoiser_of_a_scaled_image_and_noise_is_scaled(dtype):
     assert (D(3 * x, SIGMA) - 3 * D(x, SIGMA)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("reference", [None, 0.2])
+def test_a_field_is_scaled_as_the_gradient_of_a_functional_is(reference):
+    class Gradient(ImplicitResidual):
+        def __init__(self, R: Regularizer) -> None:
+            super().__init__(R.network)  # type: ignore[arg-type]
+            self.grad = R.grad
+
+    R, x = regularizer(), draw(2, 1, 9, 8, seed=2)
+    functional, field = Scaled(R, 3.0, 0.5, reference), ScaledField(Gradient(R), 3.0, 0.5, reference)
+    for name, parameter in functional.named_parameters(recurse=False):
+        parameter.data.add_(0.1)
+        getattr(field, name).data.add_(0.1)
+    torch.testing.assert_close(field.grad(x, SIGMA), functional.grad(x, SIGMA))
+    assert field.state_dict().keys() - {"field.network." + key for key in R.network.state_dict()} == {
+        name for name, _ in functional.named_parameters(recurse=False)
+    }
+
+
+def test_a_scaled_field_learns_in_image_level_and_all_parameters():
+    field, x = ScaledField(ImplicitResidual(DnCNN(1, 4, 2, noise_map=True)), reference=0.2).double(), draw(2, 1, 7, 8)
+    u, sigma = x.requires_grad_(), SIGMA.clone().requires_grad_()
+    gradients = torch.autograd.grad(field.grad(u, sigma).square().sum(), [u, sigma, *field.parameters()])
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
+    assert torch.autograd.gradcheck(field.grad, (u, sigma))
+
+
 def test_no_noise_counts_as_very_little():
     scaled, x = Scaled(ICNN(1, 3, 3), reference=0.2).double(), draw(3, 1, 6, 6)
     sigma = torch.tensor([0.0, 0.2 / 50, 0.1], dtype=torch.float64)
@@ -78,3 +112,5 @@ def test_bad_arguments_are_refused_in_words():
         Scaled(TotalVariation(), reference=0.0)
     with pytest.raises(ValueError, match=r"Scaled: expected a noise level beside its reference 0\.1, got None; set"):
         Scaled(TotalVariation(), reference=0.1).grad(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"ScaledField: expected positive strength and scale, got 0\.0 and 1\.0"):
+        ScaledField(ImplicitResidual(DnCNN(1, 2, 1)), strength=0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elder.datamodules.base import Batch
 from elder.linalg import norm
-from elder.metrics import psnr
+from elder.metrics import displayed, psnr
 from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
@@ -71,7 +71,7 @@ def test_every_line_is_what_its_iterate_gives(name):
         residual = norm(part.grad(x).detach())
         torch.testing.assert_close(torch.tensor(one.objective).double(), part.value(x).detach())
         torch.testing.assert_close(torch.tensor(one.residual).double(), residual / residual[0])
-        torch.testing.assert_close(torch.tensor(one.psnr).double(), psnr(x, p.x[[i] * len(x)], 1.0))
+        torch.testing.assert_close(torch.tensor(one.psnr).double(), psnr(displayed(x), p.x[[i] * len(x)], 1.0))
         assert one.n_gradients[0] == 1 and one.n_gradients == sorted(set(one.n_gradients))
         assert one.total_gradients == unwatched.n_gradients[i] >= one.n_gradients[-1]
         assert one.residual[-1] == pytest.approx(unwatched.residual[i].item()) and one.converged
