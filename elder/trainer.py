@@ -69,6 +69,8 @@ class Trainer(pytorch_lightning.Trainer):
                 max_evaluations=max_evaluations,
                 report=rank_zero_info,
             )
+        for problem in problems:
+            module.check_noise(problem)
         if not self.is_global_zero:
             return tuned
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,7 @@ class Trainer(pytorch_lightning.Trainer):
         traces: dict[str, dict[str, Trace]] = {name: {} for name in named}
         with self.precision_plugin.test_step_context():
             for batch in self._test_batches(datamodule, images):
+                module.check_noise(batch.problem)
                 for name, solver in named.items():
                     found = trace(module.reconstruction, batch.problem, solver)
                     traces[name] |= zip(batch.names, found, strict=True)

@@ -128,10 +128,10 @@ class ReconstructionModule(LightningModule):
         return self._baselines[0]
 
     def forward(self, problem: InverseProblem) -> Solution:
-        self._check_noise(problem)
+        self.check_noise(problem)
         return self.reconstruction(problem)
 
-    def _check_noise(self, problem: InverseProblem) -> None:
+    def check_noise(self, problem: InverseProblem) -> None:
         """Warn, once, if the prior is told another noise level than it was trained for."""
         if self._noise_range is not None and (sigma := self.reconstruction.sigma(problem)) is not None:
             outside = warn_outside(sigma, self._noise_range, type(self.reconstruction.prior).__name__)
@@ -142,7 +142,7 @@ class ReconstructionModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, n = batch.problem, len(batch.names)
         truth = _ground_truth(batch)
-        self._check_noise(problem)
+        self.check_noise(problem)
         self._noise_range = None  # from now on the prior learns the present level
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
@@ -240,7 +240,7 @@ class ReconstructionModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One row per method and image, and the images."""
         truth, problem = _ground_truth(batch), batch.problem
-        self._check_noise(problem)
+        self.check_noise(problem)
         rows, images = [], {}
         methods = {self.initialization: _initialize, **self.baselines, LEARNED: self.reconstruction}
         increases = Increases(self.reconstruction.objective(problem))

@@ -13,9 +13,10 @@ from elder.models.reconstruction import Objective, Reconstruction
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import Solver
 from elder.solvers.base import State
-from elder.solvers.descent import within_rounding
 
 __all__ = ["Increases", "Trace", "trace"]
+
+_ROUNDING = 16  # relative rounding errors of f that are no rise: a sum of many terms, evaluated twice
 
 
 @dataclass
@@ -71,8 +72,15 @@ def trace(reconstruction: Reconstruction, problem: InverseProblem, solver: Solve
     return recorder.traces
 
 
+def _rises(objective: Objective, value: Tensor, before: Tensor) -> Tensor:
+    """Where f has grown by more than rounding, (B,); by a limit of its own, not the one by which solvers accept."""
+    return value - before > _ROUNDING * objective.precision * before.abs()
+
+
 class Increases:
     """Counts the iterates at which f has grown by more than its rounding error, for solvers that compute f.
+
+    `count`, (B,), is NaN for samples that were never watched, or whose solver computes no f.
 
     Args:
         objective: Of the solve that is watched.
@@ -83,7 +91,7 @@ class Increases:
         self._value = torch.full(
             (len(objective.y),), torch.inf, device=objective.y.device, dtype=objective.y.real.dtype
         )
-        self.count = torch.zeros_like(self._value)  # (B,)
+        self.count = torch.full_like(self._value, torch.nan)
 
     def __call__(self, samples: Tensor, state: State) -> None:
         value = getattr(state, "value", None)
@@ -91,7 +99,7 @@ class Increases:
             self.count[samples] = torch.nan
             return
         before = self._value[samples]
-        self.count[samples] += (value > before) & ~within_rounding(self._objective, value, before)
+        self.count[samples] = self.count[samples].nan_to_num() + _rises(self._objective, value, before)
         self._value[samples] = value
 
 
@@ -125,7 +133,7 @@ class _Recorder:
             residual / first.clamp_min(torch.finfo(residual.dtype).tiny),
             self._step_size[kept],
             unknown if self._truth is None else psnr(displayed(x), self._truth[kept], 1.0),
-            (value > before) & ~within_rounding(self._objective, value, before),
+            _rises(self._objective, value, before),
         )
         for i, *row in zip(kept.tolist(), *(column.tolist() for column in columns), strict=True):
             one, (n, f, relative, size, decibel, rises) = self.traces[i], row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -136,6 +137,27 @@ def test_descent_solvers_have_no_increases_and_watching_changes_nothing(name):
     assert torch.equal(watched.x, plain.x.detach()) and torch.equal(watched.residual, plain.residual)
     assert plain.x.requires_grad and not watched.x.requires_grad and watched.adjoint is None
     assert torch.equal(watched.n_gradients + 1, plain.n_gradients)  # Implicit evaluates the condition once more
+
+
+@pytest.mark.parametrize("name", sorted(DESCENDING))
+def test_in_single_precision_f_rises_by_no_more_than_its_rounding(name):
+    """By f in double precision, and a limit that no solver knows of."""
+    reconstruct, p, values = model(replace(SOLVERS[name], max_steps=100, tol=1e-7)), problem(), [[] for _ in range(3)]
+    exact = reconstruct.objective(p)
+
+    def watch(samples, state):
+        for i, value in zip(samples.tolist(), exact.select(samples).value(state.x.double()).tolist(), strict=True):
+            values[i].append(value)
+
+    single = InverseProblem(p.A, p.y.float(), p.x.float(), p.sigma.float())
+    deepcopy(reconstruct).float()(single, watch=watch)
+    for path in map(torch.tensor, values):
+        rises = path.diff() / path[:-1].abs()
+        assert len(path) > 10 and rises.max() < 5e-6 and rises.min() < -1e-3
+
+
+def test_what_was_not_watched_has_no_count():
+    assert Increases(model().objective(problem())).count.isnan().all()
 
 
 def test_a_nonmonotone_solver_has_the_increases_of_its_trace():
