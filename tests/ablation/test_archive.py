@@ -102,9 +102,12 @@ def test_files_that_belong_elsewhere_are_refused(tmp_path: Path, name: str) -> N
 
 def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.xz"
-    path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"a\.tar\.xz: expected a \.tar\.xz of runs"):
-        unpack(path, tmp_path)
+    damaged = bytearray(packed(tmp_path / "here").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    for content in (b"no archive", bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.tar\.xz: expected a \.tar\.xz of runs"):
+            unpack(path, tmp_path)
 
 
 def test_a_pack_that_fails_leaves_the_old_one(tmp_path: Path) -> None:

@@ -68,8 +68,11 @@ def test_settings_are_named_after_what_the_configuration_lists() -> None:
         {"class_path": "a.b.UniformKernel", "init_args": {"size": 9}},
         {"class_path": "KernelFile", "init_args": {"path": "x", "index": 3}},
     ]
-    assert names(0.1, kernel=kernels) == ["UniformKernel size 9", "KernelFile index 3"]
+    assert names(0.1, kernel=kernels) == ["UniformKernel size 9", "KernelFile x, index 3"]
     assert names([0.1, 0.25], kernel=kernels, scale=2) == ["σ 0.1", "σ 0.25"] * 2
+    masks = [{"class_path": "a.MaskFile", "init_args": {"path": f"data/{k}.mat", "normalize": True}} for k in (1, 2)]
+    assert names(0.0, mask=masks) == ["MaskFile 1", "MaskFile 2"]
+    assert names(0.0, mask=[masks[0], *masks]) == ["MaskFile 1 (0)", "MaskFile 1 (1)", "MaskFile 2"]
     assert names([0.0], loss=[0.5, 0.75]) == ["0.5", "0.75"]
     assert names(0.1, loss=0.5) == []
 

@@ -28,7 +28,7 @@ def test_numbers_are_those_of_the_rows_and_of_the_newest_test(tmp_path: Path) ->
         rows = [row._replace(residual=10.0 ** -(3 + i % 2), n_gradients=10 * i + k) for i, row in enumerate(rows)]
         write_results(folder / "results.csv", rows)
         log_test(folder, increases=5.0, **{"psnr/learned": 30.0})
-        log_test(folder, increases=float(k), **{"psnr/learned": 31.0})
+        log_test(folder, increases=1.0 + k, **{"psnr/learned": 31.0})
     log_test(folders[2], increases=4.0)
     log_test(folders[2], **{"psnr/learned": 31.0})  # a solver that computes no f
     log_test(folders[3], increases=0.0)
@@ -40,9 +40,9 @@ def test_numbers_are_those_of_the_rows_and_of_the_newest_test(tmp_path: Path) ->
     assert int(first["n"]) == len(learned) == 12 and float(first["worst_residual"]) == 1e-3
     assert float(first["reached"]) == sum(row.residual <= 1e-4 for row in learned) / 12
     assert int(first["most_gradients"]) == max(row.n_gradients for row in learned)
-    assert float(first["increases"]) == 1 and second["increases"] == ""
+    assert float(first["increases"]) == 3 and second["increases"] == ""
     lines = table.read_text().splitlines()
-    assert "residual ≤ 0.0001" in lines[0] and lines[2].endswith("| 1.0e−03 | 50.0 % | 1 |")
+    assert "residual ≤ 0.0001" in lines[0] and lines[2].endswith("| 1.0e−03 | 50.0 % | 3 |")
     assert lines[3].endswith("| – |")
 
 

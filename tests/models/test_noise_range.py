@@ -55,6 +55,11 @@ def test_a_level_outside_the_range_is_warned_of_once(tmp_path):
     assert warned(model, 0.1) == []
 
 
+def test_a_level_below_the_range_is_warned_of_as_well(tmp_path):
+    with pytest.warns(UserWarning, match=r"levels 0\.02 to 0\.2, given 0\.01; the result may be poor"):
+        module(tmp_path, [0.02, 0.2], sigma=0.01)(problem(0.1))
+
+
 @pytest.mark.parametrize("noise", [[0.02, 0.3], [0.3, 0.3], None])
 def test_a_level_of_training_is_not(tmp_path, noise):
     assert warned(module(tmp_path, noise, sigma=0.3), 0.1) == []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
+
+from elder.ablation.planning.plan import Plan
 from elder.ablation.running.archive import pack, unpack
 from elder.ablation.running.folder import State
 from elder.ablation.terminal import say
@@ -39,7 +44,7 @@ def report(
     states = {line.hash: str(line.state) for line in lines_of(planned, root)}
     comparison = collect(planned, root, states)
     folder = out or root / "studies" / planned.name / "report"
-    config = planned.runs[planned.cells[0].final].config or {} if planned.cells else {}
+    config = _configuration(planned, root)
     paths = [*write_tables(comparison, folder), *write_solves(comparison, folder, tolerance_of(config))]
     paths += [*write_contrasts(comparison, folder), *write_settings(comparison, folder, names_of_settings(config))]
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
@@ -51,6 +56,14 @@ def report(
     for path in paths:
         say(str(path))
     return 0
+
+
+def _configuration(planned: Plan, root: Path) -> Mapping[str, Any]:
+    """Of one of the study's tests, as it was run; a plan that was read from its file has none."""
+    for cell in planned.cells:
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            return yaml.safe_load((root / "store" / cell.final / "planned.yaml").read_text(encoding="utf-8")) or {}
+    return planned.runs[planned.cells[0].final].config or {} if planned.cells else {}
 
 
 def dashboard(

@@ -11,7 +11,8 @@ __all__ = ["FEWEST", "LEVEL", "intervals"]
 
 LEVEL = 0.95
 _DRAWS = 9_999  # the smallest p is 2 / (_DRAWS + 1)
-FEWEST = 5  # images; of fewer, too many resamples are n times the same image
+FEWEST = 5  # images from which something may be called better
+_RESAMPLED = 6  # images; of fewer, too many resamples are n times the same image
 _FLOOR = 1e-12  # variance of such a resample, as a part of the images' variance: its t is practically infinite
 
 
@@ -28,7 +29,7 @@ def intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     t*_images is the studentised mean of I − 1 images drawn with replacement from the centred I (the bootstrap-t of
     Davison and Hinkley, Bootstrap Methods and their Application, 1997, §5.2.1), which carries the skewness of images
     into the interval. Drawing I − 1 instead of I widens the interval of very few images, where the bootstrap-t is too
-    short (Hesterberg, Unbiasing the bootstrap, 2004, draws so for its variance). Of fewer than 5 images it is drawn
+    short (Hesterberg, Unbiasing the bootstrap, 2004, draws so for its variance). Of fewer than 6 images it is drawn
     from Student's t with I − 1 degrees of freedom. t*_seeds is always drawn from Student's t with S − 1: three or five
     training runs show no shape that could be resampled, and a bootstrap of them would understate their variance by
     (S − 1)/S and its uncertainty altogether.
@@ -75,7 +76,7 @@ def _intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _image_draws(means: np.ndarray) -> np.ndarray:
     """(n, draws) of t*_images for (n, images)."""
     n_images = means.shape[1]
-    if n_images < FEWEST:
+    if n_images < _RESAMPLED:
         return np.broadcast_to(_t_draws(n_images - 1, 0), (len(means), _DRAWS))
     size = n_images - 1
     centred = means - means.mean(axis=1, keepdims=True)

@@ -33,7 +33,8 @@ def names_of_settings(config: Mapping[str, Any]) -> list[str]:
     n_operators = math.prod(map(len, choices))
     if isinstance(levels, list) and len(levels) > 1:
         return [f"σ {level:g}" for level in levels] * n_operators
-    return [_name(choice) for choice in choices[0]] if len(choices) == 1 else []
+    names = [_name(choice) for choice in choices[0]] if len(choices) == 1 else []
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def by_setting(comparison: Comparison, names: Sequence[str] = ()) -> dict[str, Comparison]:
@@ -81,12 +82,14 @@ def write_settings(comparison: Comparison, folder: str | os.PathLike[str], names
 
 
 def _name(choice: Any) -> str:
-    """A number, or the numbers that a mask or kernel is made from."""
+    """A number, or the file and the numbers that a mask or kernel is made from."""
     if not isinstance(choice, Mapping):
         return f"{choice:g}"
-    numbers = {k: v for k, v in choice.get("init_args", {}).items() if isinstance(v, int | float) and v is not None}
-    kind = choice["class_path"].rpartition(".")[2]
-    return f"{kind} {', '.join(f'{k} {v:g}' for k, v in numbers.items())}".strip()
+    arguments = choice.get("init_args") or {}
+    numbers = {k: v for k, v in arguments.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    words = [*([Path(arguments["path"]).stem] if arguments.get("path") else [])]
+    words += [f"{k} {v:g}" for k, v in numbers.items()]
+    return f"{choice['class_path'].rpartition('.')[2]} {', '.join(words)}".strip()
 
 
 def _restricted(comparison: Comparison, positions: Sequence[int]) -> Comparison:

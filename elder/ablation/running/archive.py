@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -80,7 +81,7 @@ def unpack(path: str | os.PathLike[str], root: Path) -> tuple[list[str], list[st
                     continue
                 archive.extract(member, root, filter="data")
                 put |= {name} if kind == "store" else set()
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{path}: expected a .tar.xz of runs, got another file ({error})") from error
     return sorted(put), sorted(left)
 
