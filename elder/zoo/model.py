@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class TrainedModel(nn.Module):
         return self.reconstruction.prior if self.reconstruction is not None else self._denoiser().regularizer
 
     def forward(self, y: Tensor, A: LinearOperator | None = None, sigma: float | Tensor | None = None) -> Tensor:
-        """x̂, or D(y; σ) of a denoiser: images (B, C, H, W).
+        """x̂, or D(y; σ) of a denoiser: images (B, C, H, W); a warning if a solve fell short of its tolerance.
 
         Args:
             y: Measurements, (B, …) as A has them; of a denoiser noisy images, (B, C, H, W).
@@ -51,7 +53,17 @@ class TrainedModel(nn.Module):
         if A is None and self.reconstruction is None:
             self._check(y)
             return self._denoiser()(y, self._level(y, sigma))
-        return self.solve(y, A, sigma).x
+        solution = self.solve(y, A, sigma)
+        tol = (
+            0.0 if self.reconstruction is None else self.reconstruction.solver.tol
+        )  # 0 asks for steps, not an accuracy
+        if tol > 0 and (short := int((~solution.converged).sum())):
+            warnings.warn(
+                f"{self.card.name}: {short} of {len(y)} solves fell short of their tolerance {tol:.1e}: residual "
+                f"{float(solution.residual.max()):.1e} at worst; model.solve(y, A) has those of all",
+                stacklevel=2,
+            )
+        return solution.x
 
     def solve(self, y: Tensor, A: LinearOperator | None, sigma: float | Tensor | None = None) -> Solution:
         """x̂ with its residual and cost; arguments and errors as for a call."""
@@ -79,6 +91,8 @@ class TrainedModel(nn.Module):
         if sigma is None:
             return None
         level = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device).expand(len(y))
+        if not bool((level >= 0).all()):
+            raise ValueError(f"{self.card.name}: expected sigma >= 0, in the units of y, got {level.tolist()}")
         if self.card.noise is not None:
             warn_outside(level, self.card.noise, self.card.name)
         return level

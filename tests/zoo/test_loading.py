@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 import elder
 from elder.models.catalogue import CONFIG, INDEX, WEIGHTS, Catalogue
 from elder.models.weights import find_weights
-from elder.operators import ComplexImage, Identity, single_coil
+from elder.operators import ComplexImage, Identity, Mask, single_coil
 from elder.zoo.adding import add
 from elder.zoo.loading import load
 from tests.zoo.runs import denoiser_run, reconstruction_run, tiny
@@ -108,3 +109,18 @@ def test_noise_beyond_that_of_training_is_said_once(tmp_path: Path) -> None:
 def test_a_call_that_does_not_fit_is_refused_in_words(y, A, error, message) -> None:
     with pytest.raises(error, match=message):
         elder.load("mri_wcrr")(y, A)
+
+
+def test_a_solve_that_falls_short_is_told() -> None:
+    model = elder.load("mri_wcrr")
+    model.reconstruction.solver = replace(model.reconstruction.solver, max_steps=2)  # type: ignore[union-attr]
+    y, missing = torch.rand(2, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    A = Mask(missing < 0.5)
+    with pytest.warns(UserWarning, match=r"mri_wcrr: 2 of 2 solves fell short of their tolerance 1\.0e-03: residual"):
+        model(A(y), A, sigma=0.005)
+    assert not model.solve(A(y), A, sigma=0.005).converged.any()
+
+
+def test_a_negative_noise_level_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mri_wcrr_denoiser: expected sigma >= 0, in the units of y, got \[-0\.1"):
+        elder.load("mri_wcrr_denoiser")(torch.zeros(1, 1, 8, 8), sigma=-0.1)
