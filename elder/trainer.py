@@ -51,14 +51,16 @@ class Trainer(pytorch_lightning.Trainer):
             datamodule: With validation images whose truth is known.
             ckpt_path: Checkpoint of a fit, `last`: that of the run's folder; null: as the model starts.
             parameters: What is tuned: strength, sigma, sigma_factor, scale; null: strength, and where there is one
-                sigma_factor, else sigma.
+                sigma_factor, else sigma; without those that are `fixed`.
             factor: Largest ratio of a tuned value to the present one, up or down.
             max_evaluations: Largest number of times that all validation images are reconstructed.
         """
         module, path = self._prepared("tune", model, ckpt_path)
         reconstruction, folder = module.reconstruction, Path(self.default_root_dir)
-        known = [name for name in SCALARS if name in tunable(reconstruction)]
-        chosen = parameters or [*known[:1], *known[1:][-1:]]
+        found = tunable(reconstruction)
+        known = [name for name in SCALARS if name in found]
+        free = [name for name in known if found[name].requires_grad] or known  # what is fixed is tuned if it is named
+        chosen = parameters or [*free[:1], *free[1:][-1:]]
         problems = datamodule.validation_problems(self.strategy.root_device)
         with self.precision_plugin.val_step_context():
             tuned = tune(

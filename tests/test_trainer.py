@@ -67,6 +67,14 @@ def test_tuned_values_win_over_those_of_a_checkpoint(finished: Path, tmp_path: P
     assert validated(f"--ckpt_path={best}") < float(top["psnr"]) - 0.05
 
 
+def test_what_is_fixed_is_tuned_only_by_name(finished: Path, tmp_path: Path) -> None:
+    options = "--model.reconstruction.fixed=[strength]", "--max_evaluations=2", QUIET
+    run("tune", finished, *options, f"--run_dir={tmp_path / 'free'}")
+    run("tune", finished, *options, f"--run_dir={tmp_path / 'named'}", "--parameters=[strength]")
+    assert [*rows(tmp_path / "free" / "tuned.csv")[0]][0] == "sigma_factor"
+    assert [*rows(tmp_path / "named" / "tuned.csv")[0]][0] == "strength"
+
+
 def test_plug_in_use_without_a_fit(finished: Path, tmp_path: Path) -> None:
     weights = finished.parent / "run" / "regularizer.safetensors"
     options = f"--model.pretrained={weights}", f"--run_dir={tmp_path}", QUIET
