@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from elder.metrics import ImageMean, VolumeMetrics, nmse, psnr, snr, ssim_gaussian, ssim_uniform
+from elder.metrics import ImageMean, VolumeMetrics, displayed, nmse, psnr, snr, ssim_gaussian, ssim_uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "fastmri_metrics.json").read_text())["cases"]
 
@@ -108,6 +108,13 @@ def test_complex_images_are_compared_by_magnitude() -> None:
     for metric in (psnr, ssim_uniform, ssim_gaussian):
         torch.testing.assert_close(metric(x * phase, target * phase.conj(), 1.5), metric(x, target, 1.5))
     torch.testing.assert_close(snr(x * phase, target), snr(x, target))
+
+
+def test_real_images_are_displayed_from_black_to_white_and_complex_ones_as_they_are() -> None:
+    x = torch.tensor([-0.25, 0.0, 0.5, 1.0, 1.5])
+    assert displayed(x).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    z = torch.complex(x, -x)
+    assert displayed(z) is z
 
 
 def test_autocast_changes_nothing() -> None:

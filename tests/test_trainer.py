@@ -71,8 +71,8 @@ def test_what_is_fixed_is_tuned_only_by_name(finished: Path, tmp_path: Path) -> 
     options = "--model.reconstruction.fixed=[strength]", "--max_evaluations=2", QUIET
     run("tune", finished, *options, f"--run_dir={tmp_path / 'free'}")
     run("tune", finished, *options, f"--run_dir={tmp_path / 'named'}", "--parameters=[strength]")
-    assert [*rows(tmp_path / "free" / "tuned.csv")[0]][0] == "sigma_factor"
-    assert [*rows(tmp_path / "named" / "tuned.csv")[0]][0] == "strength"
+    assert next(iter(rows(tmp_path / "free" / "tuned.csv")[0])) == "sigma_factor"
+    assert next(iter(rows(tmp_path / "named" / "tuned.csv")[0])) == "strength"
 
 
 def test_plug_in_use_without_a_fit(finished: Path, tmp_path: Path) -> None:

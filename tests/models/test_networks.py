@@ -44,6 +44,19 @@ def test_pullback_is_the_transposed_jacobian(name, noise_map, shape):
 
 
 @every_network
+@pytest.mark.parametrize("noise_map", [False, True])
+def test_skip_adds_the_image(name, noise_map):
+    network, x, v = instance(name, 2, noise_map), draw(2, 2, 7, 9), draw(2, 2, 7, 9, seed=1)
+    (plain, pull), network.skip = network.evaluate(x, SIGMA), True
+    added, pull_added = network.evaluate(x, SIGMA)
+    torch.testing.assert_close(added, x + plain, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(pull_added(v), v + pull(v), rtol=1e-14, atol=1e-14)
+    for cls in (DnCNN, DRUNet):
+        plain, skipping = cls(), cls(skip=True)
+        assert skipping.skip and not plain.skip and skipping.state_dict().keys() == plain.state_dict().keys()
+
+
+@every_network
 def test_pullback_can_be_differentiated_twice_in_all_that_it_depends_on(name):
     """Third derivatives of R are more than anything here takes; they are right all the same."""
     network, sigma = instance(name, noise_map=True), SIGMA[:1].clone().requires_grad_()
