@@ -104,7 +104,7 @@ def test_the_report_and_the_study_elsewhere(place: Path, study: Path, finished: 
     document.write_text("<!-- study: staged -->\n<!-- end of staged -->\n")
     printed = call("ablate", "report", study, "--root", place / "runs", "--into", document)
     assert "| backward=broken | failed (divergence) |" in printed
-    names = ("table.csv", "table.md", "table.tex", "runs.csv", "report.html")
+    names = ("table.csv", "table.md", "table.tex", "runs.csv", "solves.md", "solves.csv", "report.html")
     here = place / "runs" / "studies" / "staged" / "report"
     assert (here / "table.md").read_text().strip() in document.read_text()
     assert [line for line in printed.splitlines() if line.startswith(str(here))] == [str(here / name) for name in names]

@@ -37,7 +37,7 @@ def images(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def psnr(x: np.ndarray, truth: np.ndarray) -> float:
-    error = x.astype(np.float64) - truth.astype(np.float64)
+    error = x.astype(np.float64).clip(0, 1) - truth.astype(np.float64)
     return float(-10 * np.log10(np.square(error).mean()))
 
 

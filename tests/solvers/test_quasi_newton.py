@@ -197,11 +197,11 @@ def test_inverse_of_a_solution_covers_samples_that_left_early(solver, few_batch_
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inverse_of_lbfgs_is_that_of_the_hessian(dtype):
-    """On the directions that the iteration has seen, Mᵏb over the reals."""
+    """On the directions that the iteration has seen, Mᵏb over the reals, as well as pairs of rounding size tell."""
     problem = Quadratic.make(10.0, n=4, dtype=dtype)
     solution = LBFGS(200, 1e-13, memory=40)(problem, problem.x0, keep_inverse=True)
     u = draw(3, 4, seed=3) * problem.b
-    assert (norm(solution.inverse(problem.diagonal * u) - u) / norm(u)).max() < 0.02
+    assert (norm(solution.inverse(problem.diagonal * u) - u) / norm(u)).max() < 0.05
     u, v = draw(3, 4, dtype=dtype, seed=3), draw(3, 4, dtype=dtype, seed=4)
     torch.testing.assert_close(inner(solution.inverse(u), v), inner(u, solution.inverse(v)))
 
