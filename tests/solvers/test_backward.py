@@ -110,10 +110,11 @@ def test_implicit_is_unrolled_at_convergence(solver, linear, dtype):
 @every_solver
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unrolled_solvers_converge_to_the_same_derivative(solver, dtype):
-    # the derivative of an accelerated method lags behind its iterates; Broyden's last secants are of the size of
-    # rounding errors, which differ from processor to processor
-    tolerance = {Anderson: 1e-4, Broyden: 2e-2}.get(type(solver), 1e-6)
-    assert error(gradients(Unrolled(), replace(solver, tol=1e-13), dtype), truth(dtype)) < tolerance
+    # the derivative of an accelerated method lags behind its iterates
+    tolerance = {Anderson: 1e-4, Broyden: 1e-3}.get(type(solver), 1e-6)
+    # … and Broyden's by more than that of the others: it goes on for longer, with a memory that holds all its steps
+    further = {"tol": 1e-14, "memory": 200} if isinstance(solver, Broyden) else {"tol": 1e-13}
+    assert error(gradients(Unrolled(), replace(solver, **further), dtype), truth(dtype)) < tolerance
 
 
 @pytest.mark.parametrize("linear", LINEAR)

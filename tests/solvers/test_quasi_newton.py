@@ -197,13 +197,25 @@ def test_inverse_of_a_solution_covers_samples_that_left_early(solver, few_batch_
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inverse_of_lbfgs_is_that_of_the_hessian(dtype):
-    """On the directions that the iteration has seen, Mᵏb over the reals, as well as pairs of rounding size tell."""
-    problem = Quadratic.make(10.0, n=4, dtype=dtype)
+    """On the directions that the iteration has seen, Mᵏb over the reals. Complex b is real b times a phase, whose
+    iterates are those of the real one: for others the last pairs, of rounding size, decide on more than the bound."""
+    real = Quadratic.make(10.0, n=4)
+    problem = replace(real, b=real.b * torch.tensor(0.6 + 0.8j, dtype=dtype)) if dtype.is_complex else real
     solution = LBFGS(200, 1e-13, memory=40)(problem, problem.x0, keep_inverse=True)
     u = draw(3, 4, seed=3) * problem.b
-    assert (norm(solution.inverse(problem.diagonal * u) - u) / norm(u)).max() < 0.05
+    assert (norm(solution.inverse(problem.diagonal * u) - u) / norm(u)).max() < 0.02
     u, v = draw(3, 4, dtype=dtype, seed=3), draw(3, 4, dtype=dtype, seed=4)
     torch.testing.assert_close(inner(solution.inverse(u), v), inner(u, solution.inverse(v)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inverse_of_lbfgs_takes_the_last_change_of_the_gradient_to_the_last_step(dtype):
+    """The secant equation H(F(x⁺) − F(x)) = x⁺ − x, exactly."""
+    problem = Quadratic.make(10.0, n=4, dtype=dtype)
+    before, after = (LBFGS(n, 0.0, memory=40)(problem, problem.x0, keep_inverse=True) for n in (6, 7))
+    step = after.x - before.x
+    assert (norm(step) > 1e-6 * norm(after.x)).all()
+    torch.testing.assert_close(after.inverse(problem.grad(after.x) - problem.grad(before.x)), step, rtol=1e-9, atol=0)
 
 
 def test_inverse_of_broyden_is_transposed():
