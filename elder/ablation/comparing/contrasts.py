@@ -14,7 +14,7 @@ import numpy as np
 
 from elder.ablation.comparing.results import Comparison
 from elder.ablation.comparing.statistics import Estimate, estimate, paired_differences
-from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show
+from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show_difference
 
 __all__ = ["Contrast", "contrasts", "write_contrasts"]
 
@@ -107,17 +107,10 @@ def _markdown(comparison: Comparison, found: list[Contrast]) -> str:
     for one in found:
         what = f"{one.axis}: {one.value} − {one.reference}"
         where = ", ".join(one.others.values())
-        cells = [_interval(m, one.differences[m]) for m in metrics]
+        cells = [show_difference(m, one.differences[m]) for m in metrics]
         share = f"{one.improved[metrics[0]]:.0%}".replace("%", " %")
         lines.append(f"| {escape_markdown(what)} | {escape_markdown(where)} | {' | '.join(cells)} | {share} |")
     return "\n".join(lines) + "\n"
-
-
-def _interval(metric: str, difference: Estimate) -> str:
-    mean = show(metric, difference.mean, "+")
-    if math.isnan(difference.lo):
-        return mean
-    return f"{mean} [{show(metric, difference.lo, '+')}, {show(metric, difference.hi, '+')}]"
 
 
 def _csv(comparison: Comparison, found: list[Contrast]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.statistics import Paired, Summary
+from elder.ablation.comparing.statistics import Estimate, Paired, Summary
 
 __all__ = [
     "COSTS",
@@ -25,6 +25,7 @@ __all__ = [
     "runs_csv",
     "show",
     "show_cost",
+    "show_difference",
     "show_interval",
     "show_mean",
     "show_p",
@@ -195,12 +196,13 @@ def show_mean(metric: str, summary: Summary) -> str:
 
 def show_interval(metric: str, paired: Paired | None) -> str:
     """As "+0.21 [+0.05, +0.37]"."""
-    if paired is None:
-        return _UNKNOWN
-    d = paired.difference
-    if math.isnan(d.lo):
-        return show(metric, d.mean, "+")
-    return f"{show(metric, d.mean, '+')} [{show(metric, d.lo, '+')}, {show(metric, d.hi, '+')}]"
+    return _UNKNOWN if paired is None else show_difference(metric, paired.difference)
+
+
+def show_difference(metric: str, d: Estimate) -> str:
+    """As "+0.21 [+0.05, +0.37]"; without an interval if there is but one image."""
+    mean = show(metric, d.mean, "+")
+    return mean if math.isnan(d.lo) else f"{mean} [{show(metric, d.lo, '+')}, {show(metric, d.hi, '+')}]"
 
 
 def show_p(p: float) -> str:
