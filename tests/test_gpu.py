@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from elder.linalg import norm
-from elder.models.evaluation import Evaluation
+from elder.models.evaluation import Evaluation, Evaluator
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Residual, Ridge
@@ -59,3 +59,15 @@ def test_compiled_and_captured_evaluation_is_the_eager_one(prior: str, mode):
     compiled, eager = model(prior, evaluation=Evaluation(compile=mode)), model(prior)
     a, b = compiled(problem()), eager(problem())
     assert a.converged.all() and (norm(a.x - b.x) <= 1e-3 * norm(b.x)).all()
+
+
+def test_a_solve_computes_in_float32_where_torch_would_round_to_less():
+    x = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    prior = Residual(DnCNN(1, 32, 6))
+    exact = prior.double().grad(x.double()).cuda()
+    prior = prior.float().cuda()
+    grad = Evaluator(prior, Evaluation())(x.cuda(), None, None)[1]
+    rounded = prior.grad(x.cuda())
+    assert (norm(grad - exact) <= 1e-6 * norm(exact)).all()
+    assert (norm(rounded - exact) > 1e-5 * norm(exact)).all(), "a GPU without TF32 shows nothing"

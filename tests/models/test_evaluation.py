@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elder.linalg import norm
-from elder.models.evaluation import Evaluation
+from elder.models.evaluation import Evaluation, Evaluator, ieee_convolutions
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Prior, Residual, Ridge
@@ -144,6 +144,27 @@ class Field(Prior):
 def test_a_field_without_a_value_is_lowered_too():
     model = Reconstruction(Field(), Anderson(200, 1e-4), Implicit(GMRES()), evaluation=Evaluation(dtype="bfloat16"))
     assert model(problem()).converged.all()
+
+
+def test_convolutions_are_ieee_inside_and_as_before_outside():
+    cudnn = torch.backends.cudnn
+
+    def precisions() -> tuple[bool, str, str]:
+        return cudnn.allow_tf32, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+
+    before = precisions()
+    seen = []
+
+    class Watched(Ridge):
+        def value_and_grad(self, x, sigma=None):
+            seen.append(precisions())
+            return super().value_and_grad(x, sigma)
+
+    Evaluator(Watched(1, (2, 4), 3), Evaluation())(torch.rand(1, 1, 8, 8), None, None)
+    with pytest.raises(RuntimeError, match="on purpose"), ieee_convolutions():
+        raise RuntimeError("on purpose")
+    assert seen and all(found == (False, "ieee", "ieee") for found in seen)
+    assert precisions() == before == (True, "tf32", "tf32")
 
 
 def test_bad_arguments_are_refused_in_words():
