@@ -321,3 +321,14 @@ def test_help_and_the_empty_command_end_well(capsys: pytest.CaptureFixture[str])
         main(["--help"])
     assert done.value.code == 0
     assert "{fit,validate,test,predict,tune,trace}" in capsys.readouterr().out
+
+
+def test_denormal_numbers_count_as_zero() -> None:
+    tiny = torch.full((8,), 1e-40)
+    try:
+        with pytest.raises(SystemExit):
+            main(["fit", "--help"])
+        assert not (0.5 * tiny).any()
+    finally:
+        torch.set_flush_denormal(False)
+    assert (0.5 * tiny).all()
