@@ -39,6 +39,7 @@ class Trainer(pytorch_lightning.Trainer):
         parameters: list[Parameter] | None = None,
         factor: float = 30.0,
         max_evaluations: int = 30,
+        weights_only: bool | None = None,
     ) -> Tuned:
         """Tune strength and noise level for the highest PSNR on the validation images, and write tuned.yaml.
 
@@ -54,8 +55,9 @@ class Trainer(pytorch_lightning.Trainer):
                 sigma_factor, else sigma; without those that are `fixed`.
             factor: Largest ratio of a tuned value to the present one, up or down.
             max_evaluations: Largest number of times that all validation images are reconstructed.
+            weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
         """
-        module, path = self._prepared("tune", model, ckpt_path)
+        module, path = self._prepared("tune", model, ckpt_path, weights_only)
         reconstruction, folder = module.reconstruction, Path(self.default_root_dir)
         found = tunable(reconstruction)
         known = [name for name in SCALARS if name in found]
@@ -95,6 +97,7 @@ class Trainer(pytorch_lightning.Trainer):
         ckpt_path: str | None = None,
         solvers: list[Solver] | None = None,
         images: int | None = None,
+        weights_only: bool | None = None,
     ) -> dict[str, dict[str, Trace]]:
         """Follow solvers on the test images: objective, residual, step size and PSNR of every iterate.
 
@@ -107,8 +110,9 @@ class Trainer(pytorch_lightning.Trainer):
             ckpt_path: Checkpoint of a fit, `last`: that of the run's folder; null: as the model starts.
             solvers: Those that are followed; null: the model's, and beside it the ELDER iteration if R is explicit.
             images: Number of test images, the first; null: all.
+            weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
         """
-        module, _ = self._prepared("trace", model, ckpt_path)
+        module, _ = self._prepared("trace", model, ckpt_path, weights_only)
         named = _named(solvers or _default_solvers(module))
         traces: dict[str, dict[str, Trace]] = {name: {} for name in named}
         with self.precision_plugin.test_step_context():
@@ -127,7 +131,7 @@ class Trainer(pytorch_lightning.Trainer):
         return traces
 
     def _prepared(
-        self, command: str, model: LightningModule, ckpt_path: str | None
+        self, command: str, model: LightningModule, ckpt_path: str | None, weights_only: bool | None
     ) -> tuple[ReconstructionModule, Path | None]:
         """The model with the weights of a checkpoint, on the device, and where they come from."""
         if not isinstance(model, ReconstructionModule):
@@ -139,7 +143,7 @@ class Trainer(pytorch_lightning.Trainer):
             path = Path(ckpt_path)
             if ckpt_path == "last":
                 path = Path(self.default_root_dir) / "checkpoints" / "last.ckpt"
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
             check_weights(model, checkpoint["state_dict"], str(path))
             model.load_state_dict(checkpoint["state_dict"])
         return model.to(self.strategy.root_device).eval(), path

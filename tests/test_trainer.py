@@ -99,6 +99,16 @@ def test_a_tuned_scale_goes_with_the_weights(tmp_path: Path) -> None:
     assert scale == pytest.approx(float(top["scale"]), rel=1e-5)
 
 
+@pytest.mark.parametrize(("command", "option"), [("tune", "--max_evaluations=2"), ("trace", "--images=1")])
+def test_the_configuration_that_a_fit_has_saved_will_do(
+    finished: Path, tmp_path: Path, command: str, option: str
+) -> None:
+    folder = finished.parent / "run"
+    best = folder / "checkpoints" / "best.ckpt"
+    run(command, folder / "config.yaml", f"--ckpt_path={best}", f"--run_dir={tmp_path}", QUIET, option)
+    assert (tmp_path / {"tune": "tuned.yaml", "trace": "trace.csv"}[command]).is_file()
+
+
 def test_traces_of_the_test_images(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = finished.parent / "run" / "checkpoints" / "best.ckpt"
     run("trace", finished, f"--ckpt_path={best}", f"--run_dir={tmp_path}", QUIET)
