@@ -1,0 +1,52 @@
+"""`python -m benchmarks.studies`: what begins from a model waits for it, and every such model is made."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import studies
+from benchmarks.studies import STUDIES, Job, _model, main
+from elder.ablation.planning.plan import make_plan
+from elder.ablation.planning.study import read_study
+from tests.runs import ROOT
+
+
+def job(name: str, *codes: str, needs: str | None = None) -> Job:
+    return Job(name, [[sys.executable, "-c", code] for code in codes], needs, Path(f"{name}.log"))
+
+
+def test_what_a_study_begins_from_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plans = {name: make_plan(read_study(studies.FOLDER / f"{name}.yaml", name != "cbsd68")) for name in STUDIES}
+    made = {
+        model[0] for name, plan in plans.items() for cell in plan.cells if (model := _model(name, cell.coordinates))
+    }
+    for name, plan in plans.items():
+        configs = [run.config or {} for run in plan.runs.values()]
+        needs = {config["model"]["init_args"].get("pretrained") for config in configs} - {None}
+        assert needs <= made and bool(needs) != name.startswith("denoisers"), name
+
+
+def test_jobs_wait_for_what_they_need_and_are_stopped_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [
+        job("late", "from pathlib import Path; Path('late').touch()", needs="model"),
+        job("never", "", needs="absent"),
+        job("long", "import time; time.sleep(600)"),
+        job("bad", "raise SystemExit(3)", "from pathlib import Path; Path('after').touch()"),
+        job("first", "print('begun')", "from pathlib import Path; Path('weights/model').mkdir(parents=True)"),
+    ]
+    monkeypatch.setattr(studies, "_all_jobs", lambda _: jobs)
+    begun = time.monotonic()
+    main(jobs=2, minutes=0.1)
+    assert time.monotonic() - begun < 30, "a process that does not end is not waited for"
+    assert Path("late").exists() and not Path("after").exists()
+    assert Path("first.log").read_text() == "begun\n"
+    said = capsys.readouterr().out
+    assert "bad: failed, see bad.log" in said and "1 stopped, 1 not begun" in said
