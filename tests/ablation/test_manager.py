@@ -293,7 +293,7 @@ def test_a_run_that_another_finishes_between_a_look_and_the_claim_is_not_started
 
 
 def test_a_submission_that_is_refused_is_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elder.ablation.running.supervisor._PAUSE", 0.2)
+    monkeypatch.setattr("elder.ablation.running.submissions._PAUSE", 0.2)
     cluster = Cluster()
     cluster.refusals, cluster.ends = 2, finish
     counts, lines = carry_out(plan_of(tiny("a"), tiny("b")), tmp_path, pool=cluster)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from elder.ablation.comparing.formats import show, show_mean, show_p
 from elder.ablation.comparing.results import Comparison, collect
 from elder.ablation.comparing.statistics import Summary
-from elder.ablation.comparing.tables import in_words, latex, markdown, show, show_mean, show_p, write_tables
+from elder.ablation.comparing.tables import in_words, latex, markdown, write_tables
 from tests.ablation.comparisons import make_plan, write_failure, write_status, write_study
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from elder.ablation.comparing.formats import HEADINGS, escape_markdown, show_difference
 from elder.ablation.comparing.results import Comparison
 from elder.ablation.comparing.statistics import Estimate, estimate, paired_differences
-from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show_difference
 
 __all__ = ["Contrast", "contrasts", "write_contrasts"]
 

@@ -10,21 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from elder.ablation.comparing.formats import COSTS, HEADINGS, show, show_cost, show_interval, show_mean, show_p
 from elder.ablation.comparing.gallery import draw_gallery
 from elder.ablation.comparing.page_data import page_data, to_script
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.tables import (
-    COSTS,
-    HEADINGS,
-    footnotes,
-    in_words,
-    known_costs,
-    show,
-    show_cost,
-    show_interval,
-    show_mean,
-    show_p,
-)
+from elder.ablation.comparing.tables import footnotes, in_words, known_costs
 
 __all__ = ["write_page"]
 

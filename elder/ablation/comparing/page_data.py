@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from elder.ablation.comparing.formats import COSTS, HEADINGS
 from elder.ablation.comparing.gallery import Gallery, color_scale
 from elder.ablation.comparing.results import Comparison
 from elder.ablation.comparing.statistics import Estimate
-from elder.ablation.comparing.tables import COSTS, HEADINGS, known_costs
+from elder.ablation.comparing.tables import known_costs
 
 __all__ = ["page_data", "to_script"]
 

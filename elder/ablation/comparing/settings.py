@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from elder.ablation.comparing.formats import HEADINGS, escape_markdown, show, show_interval
 from elder.ablation.comparing.image_names import split_setting
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.tables import HEADINGS, escape_markdown, show, show_interval
 
 __all__ = ["by_setting", "names_of_settings", "write_settings"]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from elder.ablation.comparing.formats import escape_markdown, show
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.tables import escape_markdown, show
 
 __all__ = ["tolerance_of", "write_solves"]
 

@@ -9,46 +9,32 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from elder.ablation.comparing.formats import (
+    COSTS,
+    HEADINGS,
+    UNKNOWN,
+    escape_latex,
+    escape_markdown,
+    show,
+    show_cost,
+    show_interval,
+    show_mean,
+    show_p,
+)
 from elder.ablation.comparing.results import Comparison, Variant
-from elder.ablation.comparing.statistics import Estimate, Paired, Summary
+from elder.ablation.comparing.statistics import Paired
 
 __all__ = [
-    "COSTS",
-    "HEADINGS",
     "count_images",
-    "escape_markdown",
     "footnotes",
     "in_words",
     "known_costs",
     "latex",
     "markdown",
     "runs_csv",
-    "show",
-    "show_cost",
-    "show_difference",
-    "show_interval",
-    "show_mean",
-    "show_p",
     "table_csv",
     "write_tables",
 ]
-
-HEADINGS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "residual": "residual",
-    "n_gradients": "gradients",
-    "seconds": "seconds",
-}
-COSTS = {  # of `Cost`: heading, precision
-    "gradients": ("gradients / image", ".1f"),
-    "seconds": ("seconds / image", ".3g"),
-    "training_seconds": ("training seconds", ".0f"),
-    "training_gradients": ("training gradients", ".0f"),
-    "memory": ("memory (GiB)", ".2f"),
-}
-_PRECISION = {"psnr": ".2f", "ssim": ".4f", "residual": ".1e", "n_gradients": ".1f", "seconds": ".3f"}
-_UNKNOWN = "–"
 
 
 def write_tables(comparison: Comparison, folder: str | os.PathLike[str]) -> list[Path]:
@@ -133,14 +119,14 @@ def latex(comparison: Comparison) -> str:
         r"% \usepackage{booktabs}",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
-        " & ".join(map(_escape_latex, header)) + r" \\",
+        " & ".join(map(escape_latex, header)) + r" \\",
         r"\midrule",
     ]
     for variant, cells in _rows(comparison):
-        texts = [rf"\textbf{{{_escape_latex(text)}}}" if winner else _escape_latex(text) for text, winner in cells]
-        lines.append(" & ".join([_escape_latex(variant.label), *texts]) + r" \\")
+        texts = [rf"\textbf{{{escape_latex(text)}}}" if winner else escape_latex(text) for text, winner in cells]
+        lines.append(" & ".join([escape_latex(variant.label), *texts]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip{{\footnotesize {_escape_latex(note)}\par}}" for note in footnotes(comparison)]
+    lines += [rf"\par\smallskip{{\footnotesize {escape_latex(note)}\par}}" for note in footnotes(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -181,42 +167,6 @@ def in_words(comparison: Comparison, metric: str) -> str:
     return f"{name} — {' · '.join(parts)}."
 
 
-def show(metric: str, value: float, sign: str = "") -> str:
-    """A value of a metric with the digits that make sense."""
-    if math.isnan(value):
-        return _UNKNOWN
-    return "∞" if math.isinf(value) else format(value, sign + _PRECISION[metric]).replace("-", "−")
-
-
-def show_mean(metric: str, summary: Summary) -> str:
-    """As "34.12 ± 0.05"; without s.d. if there is but one seed."""
-    mean = show(metric, summary.mean)
-    return mean if math.isnan(summary.sd) else f"{mean} ± {show(metric, summary.sd)}"
-
-
-def show_interval(metric: str, paired: Paired | None) -> str:
-    """As "+0.21 [+0.05, +0.37]"."""
-    return _UNKNOWN if paired is None else show_difference(metric, paired.difference)
-
-
-def show_difference(metric: str, d: Estimate) -> str:
-    """As "+0.21 [+0.05, +0.37]"; without an interval if there is but one image."""
-    mean = show(metric, d.mean, "+")
-    return mean if math.isnan(d.lo) else f"{mean} [{show(metric, d.lo, '+')}, {show(metric, d.hi, '+')}]"
-
-
-def show_p(p: float) -> str:
-    """As "0.032" or "<0.001"."""
-    if math.isnan(p):
-        return _UNKNOWN
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def show_cost(name: str, value: float) -> str:
-    """A cost with the digits that make sense."""
-    return _UNKNOWN if math.isnan(value) else format(value, COSTS[name][1])
-
-
 def known_costs(comparison: Comparison) -> list[str]:
     """Costs that at least one variant tells."""
     return [name for name in COSTS if any(not math.isnan(variant.cost(name)) for variant in comparison.variants)]
@@ -238,11 +188,11 @@ def _rows(comparison: Comparison) -> Iterable[tuple[Variant, list[tuple[str, boo
         yield variant, [*cells, ((variant.n_done and variant.missing) or f"{variant.n_done}", False)]
     for reference in comparison.references:
         cells = [
-            x for m in comparison.metrics for x in ((show(m, reference.values[m]), False), *[(_UNKNOWN, False)] * 2)
+            x for m in comparison.metrics for x in ((show(m, reference.values[m]), False), *[(UNKNOWN, False)] * 2)
         ]
         known = {"gradients": reference.gradients, "seconds": reference.seconds}
         cells += [(show_cost(name, known.get(name, math.nan)), False) for name in costs]
-        yield Variant(f"({reference.method})", {}, {}), [*cells, (_UNKNOWN, False)]
+        yield Variant(f"({reference.method})", {}, {}), [*cells, (UNKNOWN, False)]
 
 
 def _header(comparison: Comparison, difference: str, p: str) -> list[str]:
@@ -274,37 +224,3 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def escape_markdown(text: str) -> str:
-    """Text as it is, in one line."""
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "|": r"\textbar{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-    "−": "$-$",
-    "–": "--",
-    "∞": r"$\infty$",
-    "<": r"$<$",
-    ">": r"$>$",
-    "[": "{[}",  # after \\ a bracket would be an argument
-    "]": "{]}",
-    "λ": r"$\lambda$",
-    "σ": r"$\sigma$",
-    "θ": r"$\theta$",
-    "—": "---",
-    "·": r"$\cdot$",
-}
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

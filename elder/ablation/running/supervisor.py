@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elder.ablation.running.executor import Ended, Executor
-from elder.ablation.running.failures import Failure, Kind, classify, counts, worth_retrying
+from elder.ablation.running.failures import Failure, Kind, classify, worth_retrying
 from elder.ablation.running.folder import (
-    Attempt,
     Liveness,
     Observation,
     RunFolder,
@@ -22,14 +20,14 @@ from elder.ablation.running.folder import (
     observe,
     this_process,
 )
+from elder.ablation.running.postmortem import failed, progressed
 from elder.ablation.running.provenance import code_fingerprint
 from elder.ablation.running.selection import names
+from elder.ablation.running.submissions import Submissions
 from elder.ablation.running.worker import LEFT, UNWRITTEN
-from elder.reporting.metrics_file import last_values
 
 if TYPE_CHECKING:
     from elder.ablation.planning.runs import Plan, Run
-    from elder.ablation.planning.study import Resources
 
 __all__ = ["BLOCKED", "CANCELLED", "Supervisor"]
 
@@ -40,7 +38,6 @@ CANCELLED = "cancelled"
 _SETTLED = (State.DONE, State.STALE)
 _STALLS = 3  # starts in a row that got nowhere, or that never came to anything
 _NAMED = 8  # runs found to be done that are named, and not only counted
-_PAUSE = 5.0  # seconds until a submission that was refused is tried again
 
 
 @dataclass(slots=True)
@@ -90,10 +87,9 @@ class Supervisor:
         self._found: dict[str, list[str]] = {}  # runs that were done already, by how that is said
         self._dead: set[tuple[str, int]] = set()  # attempts of this manager that are known to be over
         self._stalls: dict[str, _Stall] = {}
-        self._unsent: list[tuple[RunFolder, Attempt, Resources]] = []
-        self._not_before = 0.0
         self._code = code_fingerprint()
         self._me = this_process()
+        self._submissions = Submissions(executor, self._me, report)
         self._old_marks = {
             (hash, number)
             for hash, folder in self._folders.items()
@@ -108,14 +104,12 @@ class Supervisor:
         """Take in what has ended, and launch what can be."""
         for ended in self._executor.poll():
             self._over(ended)
-        self._send([])
-        claims: list[tuple[RunFolder, Attempt, Resources]] = []
-        room: dict[Resources, int] = {}
+        self._send()
         for hash in list(self._left):
             if hash not in self._mine:
-                self._consider(self._runs[hash], claims, room)
+                self._consider(self._runs[hash])
         self._tell_found()
-        self._send(claims)
+        self._send()
 
     def counted(self) -> Counter[str]:
         """How many runs are in which state."""
@@ -126,12 +120,7 @@ class Supervisor:
             states[str(State.LOST if given_up else observed.state)] += 1
         return states
 
-    def _consider(
-        self,
-        run: Run,
-        claims: list[tuple[RunFolder, Attempt, Resources]],
-        room: dict[Resources, int],
-    ) -> None:
+    def _consider(self, run: Run) -> None:
         """Launch a run, settle it, or leave it for later."""
         folder = self._folders[run.hash]
         blocking = next((need for need in run.needs if self._ends.get(need, State.DONE) not in _SETTLED), None)
@@ -160,7 +149,7 @@ class Supervisor:
         ):
             self._settle(run.hash, CANCELLED, "cancelled; the next run of the study goes on with it")
             return
-        if any(need in self._left for need in run.needs) or not self._room(run, claims, room):
+        if any(need in self._left for need in run.needs) or not self._room(run):
             return
         state = State.LOST if state in (State.QUEUED, State.RUNNING) else state
         if state is State.LOST and not self._lost(run.hash, observed):
@@ -168,7 +157,7 @@ class Supervisor:
         if state is not State.NEW and not self._moves(run.hash):
             self._settle(run.hash, state, "its starts come to nothing; see log.txt; left for the next time")
             return
-        self._claim(run, observed, claims, room)
+        self._claim(run, observed)
 
     def _forsaken(self, hash: str, observed: Observation) -> bool:
         """Whether an attempt that seems to be at work is known here to be over, or never to have been begun."""
@@ -177,7 +166,7 @@ class Supervisor:
         if observed.status is not None and observed.status.attempt == observed.newest:
             return False
         attempt = self._folders[hash].attempt(observed.newest)
-        if attempt.owner != self._me or any(attempt.token == other.token for _, other, _ in self._unsent):
+        if attempt.owner != self._me or self._submissions.waits(attempt):
             return False
         # This process has claimed it, and left it when it managed the study before.
         alive = self._executor.alive(attempt)
@@ -206,29 +195,14 @@ class Supervisor:
         if status is None or status.attempt != observed.newest:
             return True  # it never began, and so does not count
         self._say(hash, "lost: its process is gone without a word")
-        failure = classify(None, self._folders[hash].log(), progressed=_progressed(self._folders[hash], status))
+        failure = classify(None, self._folders[hash].log(), progressed=progressed(self._folders[hash], status))
         self._put_down(hash, observed.newest, status, failure)
         return hash in self._left and self._again(hash, self._folders[hash].status())
 
     def _put_down(self, hash: str, attempt: int, status: Status | None, failure: Failure) -> None:
         """Write the failure of an attempt that could not write it itself."""
-        failures = (status.failures if status else 0) + counts(failure)
-        if status is not None and status.attempt == attempt and status.failure is not None:
-            failures -= counts(status.failure)  # instead of which this is put down
-        finished, progress = (status.finished, status.progress) if status else ((), {})
-        words = Status(
-            State.FAILED,
-            attempt,
-            status.command if status else "",
-            finished,
-            status.beat + 1 if status else 1,
-            progress=progress,
-            failure=failure,
-            failures=failures,
-            code=self._code,
-        )
         try:
-            self._folders[hash].write_status(words)
+            self._folders[hash].write_status(failed(status, attempt, failure, self._code))
         except SupersededError:
             pass
         except OSError as error:
@@ -236,53 +210,23 @@ class Supervisor:
                 hash, State.FAILED, f"failed ({failure.kind}): {failure.message}; nor can that be kept: {error}"
             )
 
-    def _room(self, run: Run, claims: list[tuple[RunFolder, Attempt, Resources]], room: dict[Resources, int]) -> bool:
+    def _room(self, run: Run) -> bool:
         """Whether there is room for a run; it is settled if there never is."""
-        if self._unsent or time.monotonic() < self._not_before:
-            return False
         try:
-            if run.resources not in room:
-                if claims and self._executor.name == "local":
-                    return False  # those are going to take room that is not yet accounted for
-                room[run.resources] = self._executor.capacity(run.resources)
+            return self._submissions.room(run.resources)
         except ValueError as error:
             self._settle(run.hash, State.FAILED, f"cannot run here: {error}")
             return False
-        return room[run.resources] > 0
 
-    def _claim(
-        self,
-        run: Run,
-        observed: Observation,
-        claims: list[tuple[RunFolder, Attempt, Resources]],
-        room: dict[Resources, int],
-    ) -> None:
-        folder = self._folders[run.hash]
+    def _claim(self, run: Run, observed: Observation) -> None:
         try:
-            folder.prepare(run)
-            attempt = folder.reserve(self._me, observed.newest, self._executor.name)
+            self._submissions.claim(self._folders[run.hash], run, observed.newest)
         except OSError as error:
             self._settle(run.hash, State.FAILED, f"cannot be launched: {error}")
-            return
-        if attempt is not None:  # another manager was not faster
-            room[run.resources] -= 1
-            claims.append((folder, attempt, run.resources))
 
-    def _send(self, claims: list[tuple[RunFolder, Attempt, Resources]]) -> None:
-        """Submit claims, and those that could not be submitted before."""
-        claims = self._unsent + claims
-        if not claims or time.monotonic() < self._not_before:
-            self._unsent = claims
-            return
-        try:
-            self._executor.submit(claims)
-        except OSError as error:
-            self._not_before = time.monotonic() + _PAUSE
-            self._report(f"{len(claims)} runs cannot be submitted now, and are tried again: {error}")
-            self._unsent = claims
-            return
-        self._unsent = []
-        for folder, attempt, _ in claims:
+    def _send(self) -> None:
+        """Submit what was claimed, and what could not be submitted before."""
+        for folder, attempt, _ in self._submissions.send():
             self._mine[folder.hash] = attempt.number
             again = f", attempt {attempt.number}" if attempt.number > 1 else ""
             self._say(folder.hash, f"{'submitted' if self._executor.name == 'slurm' else 'started'}{again}")
@@ -313,8 +257,8 @@ class Supervisor:
         failure = status.failure
         if failure is None or status.state is not State.FAILED:
             folder = self._folders[ended.hash]
-            log, progressed = folder.log(), _progressed(folder, status)
-            failure = classify(ended.exit_status, log, ended.slurm, False, ended.out_of_memory, progressed)
+            log, further = folder.log(), progressed(folder, status)
+            failure = classify(ended.exit_status, log, ended.slurm, False, ended.out_of_memory, further)
             if ended.exit_status == UNWRITTEN:
                 failure = Failure(Kind.DISK, "its end could not be written to its folder; make room", UNWRITTEN)
             self._put_down(ended.hash, ended.attempt, status, failure)
@@ -346,9 +290,3 @@ class Supervisor:
 
     def _say(self, hash: str, words: str) -> None:
         self._report(f"{self._names[hash]}: {words}")
-
-
-def _progressed(folder: RunFolder, status: Status) -> bool:
-    """Whether an attempt that ended without a word had got further than those before it."""
-    epoch, since = last_values(folder.path / "metrics.jsonl").get("epoch"), status.progress.get("since")
-    return epoch is not None and (since is None or epoch > since)

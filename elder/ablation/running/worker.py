@@ -12,16 +12,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from elder.ablation.running.child import Child, end_with_parent, memory_kills
 from elder.ablation.running.commands import Commands, ConfigurationError
 from elder.ablation.running.failures import STOPPED, Failure, Kind, classify, counts, of_error
 from elder.ablation.running.folder import RunFolder, State, Status, SupersededError, this_process
+from elder.ablation.running.follower import Follower
 from elder.ablation.running.launcher import Launcher
 from elder.ablation.running.provenance import Provenance, code_fingerprint, now
+from elder.ablation.running.stopping import Stop
 
 __all__ = ["LEFT", "UNWRITTEN", "Launcher", "work"]
 
@@ -48,33 +48,12 @@ def work(folder: str, attempt: int, entry: str, launcher: Launcher) -> int:
         since, 74 if the folder could not be written to.
     """
     if launcher.rank:
-        return _Follower(RunFolder(folder), attempt, entry, launcher).run()
+        return Follower(RunFolder(folder), attempt, entry, launcher).run()
     worker = _Worker(RunFolder(folder), attempt, entry, launcher)
     try:
         return worker.run()
     except SupersededError:
         return LEFT
-
-
-class _Stop:
-    """Whether, and why, the attempt was asked to stop."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def __call__(self, number: int, _: FrameType | None) -> None:
-        self.reason = self.reason or signal.Signals(number).name
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Takes signals for as long as it lasts."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, self) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class _Worker:
@@ -84,7 +63,7 @@ class _Worker:
         self._folder, self._attempt, self._launcher = folder, attempt, launcher
         self._run = folder.description()
         self._commands = Commands(folder, attempt, entry, launcher, self._run)
-        self._stop = _Stop()
+        self._stop = Stop()
         self._begun = time.monotonic()
         self._unwritten: OSError | None = None
         self._beat = 0
@@ -244,39 +223,6 @@ class _Worker:
     def _save_provenance(self) -> None:
         with contextlib.suppress(OSError):  # what it lacks now, the next time has
             self._provenance.save()
-
-
-class _Follower:
-    """The attempt, as the other processes of a job see it: they run what the first runs, and write only a log."""
-
-    def __init__(self, folder: RunFolder, attempt: int, entry: str, launcher: Launcher) -> None:
-        self._folder, self._launcher = folder, launcher
-        self._run = folder.description()
-        self._commands = Commands(folder, attempt, entry, launcher, self._run)
-
-    def run(self) -> int:
-        stop = _Stop()
-        with stop.installed():
-            finished = self._commands.wait()
-            for command in self._run["commands"]:
-                if stop.reason:
-                    return STOPPED
-                if command in finished:
-                    continue
-                child = Child(self._commands.arguments(command), self._commands.environment(), self._commands.log)
-                try:
-                    asked = None
-                    while (status := child.wait(0.1)) is None:
-                        if stop.reason and asked is None:
-                            asked = time.monotonic()
-                            child.ask_to_stop()
-                        if asked is not None and time.monotonic() - asked > self._launcher.grace:
-                            break
-                finally:
-                    status = child.close()
-                if status:
-                    return STOPPED if stop.reason or status == STOPPED else 1
-        return 0
 
 
 def _job() -> dict[str, str]:

@@ -11,7 +11,6 @@ trials that it had begun. Nothing is tuned on test images: their metrics are ref
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,9 +26,9 @@ from elder.ablation.running.interruptions import interruptions
 from elder.ablation.running.manager import end
 from elder.ablation.running.supervisor import CANCELLED, Supervisor
 from elder.ablation.searching.overlays import write_overlays
+from elder.ablation.searching.progress import best_of, curve, joined
 from elder.ablation.searching.sharing import Share
-from elder.ablation.searching.trials import Journal, check_metric, direction, opened, suggest
-from elder.reporting.metrics_file import read_metrics
+from elder.ablation.searching.trials import Journal, check_metric, opened, suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -230,7 +229,7 @@ class _Searcher:
         plan = make_plan(study)
         shown = ", ".join(f"{key.rpartition('.')[2]}={value_name(value)}" for key, value in parameters.items())
         plan.cells = [replace(cell, label=f"trial {name}: {shown}") for cell in plan.cells]
-        self._all = _joined(self._all or self._known(), plan)
+        self._all = joined(self._all or self._known(), plan)
         save_plan(self._all, self._root)
         return plan
 
@@ -248,7 +247,7 @@ class _Searcher:
 
     def _follow(self, active: _Active) -> None:
         """Tell Optuna the curve, and stop a run that is not worth going on with."""
-        for step, value in _curve(active.folder, self._given.metric):
+        for step, value in curve(active.folder, self._given.metric):
             if step not in active.told:
                 active.told.add(step)
                 active.trial.report(value, step)
@@ -266,8 +265,8 @@ class _Searcher:
         self._follow(active)
         states = active.manager.counted()
         if states.keys() <= {State.DONE, State.STALE}:
-            values = [value for _, value in _curve(active.folder, self._given.metric)]
-            self._tell(active, _best(values, self._given.metric))
+            values = [value for _, value in curve(active.folder, self._given.metric)]
+            self._tell(active, best_of(values, self._given.metric))
             return
         if states[CANCELLED] and active.cell.final in self._pruned():
             active.pruned = True
@@ -294,36 +293,3 @@ class _Searcher:
         trials = self._journal.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         stopped = {active.cell.final for active in self._active if active.pruned}
         return stopped | {trial.user_attrs[_HASH] for trial in trials if _HASH in trial.user_attrs}
-
-
-def _joined(old: Plan | None, new: Plan) -> Plan:
-    """Two plans of trials in one; the new one's trials take the place of their like."""
-    if old is None:
-        return new
-    names = [cell.coordinates["trial"] for cell in new.cells]
-    cells = [*(cell for cell in old.cells if cell.coordinates["trial"] not in names), *new.cells]
-    cells.sort(key=lambda cell: int(cell.coordinates["trial"]))
-    hashes = {hash for cell in cells for hash in cell.runs.values()}
-    names = list(dict.fromkeys(cell.coordinates["trial"] for cell in cells))
-    return replace(
-        new,
-        cells=cells,
-        runs={hash: run for hash, run in (old.runs | new.runs).items() if hash in hashes},
-        axes={"trial": names},
-        baseline={"trial": names[0]},
-    )
-
-
-def _curve(folder: RunFolder, metric: str) -> list[tuple[int, float]]:
-    """The finite values of a metric by the number of the validation, the first being 0."""
-    try:
-        lines = read_metrics(folder.path / "metrics.jsonl")
-    except (OSError, ValueError):
-        return []
-    return [(i, v) for i, v in enumerate(line[metric] for line in lines if metric in line) if math.isfinite(v)]
-
-
-def _best(values: list[float], metric: str) -> float | None:
-    if not values:
-        return None
-    return max(values) if direction(metric) == "maximize" else min(values)
