@@ -14,6 +14,7 @@ from elder.models.regularizers import Prior, Regularizer
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 LowDtype = Literal["bfloat16", "float16"]
+_CUDNN: Any = torch.backends.cudnn  # whose settings are made at run time
 VARIANTS = 256  # of one function, one for each shape and precision, before compiling stops being worth it
 
 
@@ -52,7 +53,7 @@ def ieee_convolutions() -> Iterator[None]:
     By default torch lets cuDNN round their inputs to TF32, 10 bits of mantissa: a gradient then has an error far above
     the tolerance of a solve, which wanders about instead of converging. It changes nothing on a CPU.
     """
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+    before = _CUDNN.conv.fp32_precision, _CUDNN.rnn.fp32_precision
     _set_precision(False, "ieee", "ieee")
     try:
         yield
@@ -62,9 +63,8 @@ def ieee_convolutions() -> Iterator[None]:
 
 def _set_precision(tf32: bool, conv: str, rnn: str) -> None:
     """In both of the ways that torch has for it, which it wants to agree."""
-    cudnn = torch.backends.cudnn
-    cudnn.allow_tf32 = tf32
-    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = conv, rnn
+    _CUDNN.allow_tf32 = tf32
+    _CUDNN.conv.fp32_precision, _CUDNN.rnn.fp32_precision = conv, rnn
 
 
 class Evaluator:
