@@ -3,7 +3,7 @@
 Runs of all studies side by side, on one GPU or on the cores of a machine: first the denoisers, each of which enters
 the zoo when it is done, then what begins from them. Whatever is done or was begun is kept in runs/, so that the same
 command goes on. Small models leave a GPU idle between their kernels: let processes share it (`nvidia-cuda-mps-control
--d`, where there is one), and give each a core.
+-d`, where there is one), and give each a core. Models enter the zoo one at a time, by `flock` of util-linux.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class ElderCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes of a user end in a message and a non-zero exit status, not in a traceback."""
     keep_memory()
-    # As weights decay they pass through denormal numbers, with which a processor computes thirty times more slowly.
+    # As weights decay they pass through denormal numbers, with which a processor computes many times more slowly.
     torch.set_flush_denormal(True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

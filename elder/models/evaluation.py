@@ -50,8 +50,8 @@ class Evaluation:
 def ieee_convolutions() -> Iterator[None]:
     """Convolutions of float32 images in IEEE float32.
 
-    By default torch lets cuDNN round their inputs to TF32, 10 bits of mantissa: a gradient then has an error far above
-    the tolerance of a solve, which wanders about instead of converging. It changes nothing on a CPU.
+    By default torch lets cuDNN round their inputs to TF32, 10 bits of mantissa, and a solve cannot fall below the error
+    that a gradient has by that. It changes nothing on a CPU.
     """
     before = _CUDNN.conv.fp32_precision, _CUDNN.rnn.fp32_precision
     _set_precision(False, "ieee", "ieee")
