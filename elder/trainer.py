@@ -56,13 +56,21 @@ class Trainer(pytorch_lightning.Trainer):
             factor: Largest ratio of a tuned value to the present one, up or down.
             max_evaluations: Largest number of times that all validation images are reconstructed.
             weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
+
+        Raises:
+            ValueError: If there is nothing to tune, factor <= 1 or max_evaluations < 1.
         """
         module, path = self._prepared("tune", model, ckpt_path, weights_only)
         reconstruction, folder = module.reconstruction, Path(self.default_root_dir)
         found = tunable(reconstruction)
         known = [name for name in SCALARS if name in found]
-        free = [name for name in known if found[name].requires_grad] or known  # what is fixed is tuned if it is named
+        free = [name for name in known if found[name].requires_grad]  # what is fixed is tuned if it is named
         chosen = parameters or [*free[:1], *free[1:][-1:]]
+        if not chosen:
+            raise ValueError(
+                f"tune: expected a parameter that is not fixed, found {', '.join(known)} all fixed; name those that are "
+                f"tuned nevertheless: --parameters '[{', '.join(known)}]'"
+            )
         problems = datamodule.validation_problems(self.strategy.root_device)
         with self.precision_plugin.val_step_context():
             tuned = tune(
@@ -112,6 +120,8 @@ class Trainer(pytorch_lightning.Trainer):
             images: Number of test images, the first; null: all.
             weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
         """
+        if images is not None and images < 1:
+            raise ValueError(f"trace: expected images >= 1, or null for all of the test images, got {images}")
         module, _ = self._prepared("trace", model, ckpt_path, weights_only)
         named = _named(solvers or _default_solvers(module))
         traces: dict[str, dict[str, Trace]] = {name: {} for name in named}
@@ -146,6 +156,7 @@ class Trainer(pytorch_lightning.Trainer):
             checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
             check_weights(model, checkpoint["state_dict"], str(path))
             model.load_state_dict(checkpoint["state_dict"])
+            model.know_noise(checkpoint)
         return model.to(self.strategy.root_device).eval(), path
 
     def _test_batches(self, data: ImagingDataModule, images: int | None) -> Iterator[Batch]:

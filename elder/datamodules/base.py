@@ -25,6 +25,7 @@ class Key(NamedTuple):
 
     epoch: int
     index: int
+    spare: bool = False  # in evaluation, to keep a process in step with the others, whose item it is
 
 
 class Item(NamedTuple):
@@ -41,6 +42,11 @@ class Batch(NamedTuple):
     problem: InverseProblem
     keys: Sequence[Key]
     names: Sequence[str]
+
+    @property
+    def spare(self) -> bool:
+        """Whether another process has the same images, and this one must not count them."""
+        return self.keys[0].spare
 
 
 def volume_and_slice(name: str) -> tuple[str, int] | None:
@@ -86,7 +92,8 @@ class KeySampler(DistributedSampler[Key]):
 
     In training, which items an epoch holds, and in which order, depends on (seed, epoch) alone: W processes with
     batches of b see the same items per step as one with batches of W·b; items that cannot be dealt evenly are dropped.
-    Evaluation deals all items, once each, without the padding that would count some images twice.
+    Evaluation deals all items, once each, without the padding that would count some images twice. A process that there
+    is no item for gets one that is `spare`, since Lightning wants all to take part in every evaluation.
 
     Args:
         data: What is dealt.
@@ -113,7 +120,8 @@ class KeySampler(DistributedSampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         if self.fixed is not None:
-            return iter([Key(self.fixed, i) for i in range(self.rank, self.n_items, self.num_replicas)])
+            own = [Key(self.fixed, i) for i in range(self.rank, self.n_items, self.num_replicas)]
+            return iter(own or [Key(self.fixed, self.rank % self.n_items, spare=True)] if self.n_items else [])
         draws = generator(self.seed, Key(self.epoch, 0), ORDER)
         order = torch.randperm(self.n_items, generator=draws).tolist()
         own = order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]
@@ -121,7 +129,9 @@ class KeySampler(DistributedSampler[Key]):
         return iter([Key(self.epoch, i) for i in own[n_dealt if epoch == self.epoch else 0 :]])
 
     def __len__(self) -> int:
-        return self.num_samples if self.fixed is None else len(range(self.rank, self.n_items, self.num_replicas))
+        if self.fixed is None:
+            return self.num_samples
+        return max(len(range(self.rank, self.n_items, self.num_replicas)), min(self.n_items, 1))
 
 
 def generator(seed: int, key: Key, purpose: int = 0) -> torch.Generator:

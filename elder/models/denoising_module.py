@@ -16,6 +16,7 @@ from elder.datamodules.base import Batch
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, displayed, psnr, ssim_uniform
 from elder.models.denoiser import Denoiser
+from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, configured
 from elder.models.regularizers.base import Prior
 from elder.models.scores import scores
@@ -48,13 +49,11 @@ class DenoisingModule(LightningModule):
         scheduler_interval: Interval = "epoch",
     ) -> None:
         super().__init__()
-        if pretrained is not None:
-            restore_prior(regularizer, pretrained)
+        self._noise_range = NoiseRange(None if pretrained is None else restore_prior(regularizer, pretrained))
         self.denoiser, self.loss = Denoiser(regularizer), loss or nn.MSELoss()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
         self.psnr, self.ssim, self.psnr_noisy = ImageMean(), ImageMean(), ImageMean()
-        self._noise_range: Tensor | None = None  # least and greatest level of training, (2,)
         self.n_gradients = 0  # evaluations of ∇R in training, over the samples of this process
 
     def forward(self, problem: InverseProblem) -> Tensor:
@@ -65,7 +64,7 @@ class DenoisingModule(LightningModule):
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
         x = self(problem)
         self.n_gradients += n
-        self._note(problem.sigma)
+        self._noise_range.extend(problem.sigma)
         loss = self.loss(to_channels(x), to_channels(truth))
         if not loss.isfinite():
             raise FloatingPointError(
@@ -83,6 +82,7 @@ class DenoisingModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One row per method and image, and the images: the noisy one, and what was made of it."""
         problem, truth = batch.problem, _ground_truth(batch.problem)
+        self._noise_range.check(problem.sigma, type(self.denoiser.regularizer).__name__)
         self._synchronize()
         start = time.perf_counter()
         x = self(problem)
@@ -94,31 +94,25 @@ class DenoisingModule(LightningModule):
         rows = []
         for method, image in images.items():
             cost = torch.full_like(unknown, method == LEARNED), seconds[method]
-            rows += scores(method, batch.names, image, truth, unknown, *cost)
+            rows += [] if batch.spare else scores(method, batch.names, image, truth, unknown, *cost)
         return {"rows": rows, "images": images}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
-        if checkpoint.get("noise_range") is not None:
-            self._noise_range = torch.tensor(checkpoint["noise_range"])
+        self._noise_range = NoiseRange(checkpoint.get("noise_range"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["noise_range"] = None if self._noise_range is None else self._noise_range.tolist()
+        checkpoint["noise_range"] = self._noise_range.state()
 
     def configure_optimizers(self) -> Any:
         return configured(self.optimizer, self.scheduler, self.scheduler_interval, self.parameters())
 
-    def _note(self, sigma: Tensor | None) -> None:
-        """Extend the range of levels met in training; it stays on the device, which need not be waited for."""
-        if sigma is not None:
-            levels = [sigma.flatten()] if self._noise_range is None else [sigma.flatten(), self._noise_range.to(sigma)]
-            self._noise_range = torch.stack(torch.cat(levels).aminmax())
-
     def _record(self, x: Tensor, batch: Batch, split: str) -> None:
         problem, truth, n = batch.problem, _ground_truth(batch.problem), len(batch.names)
-        self.psnr(psnr(displayed(x), truth, 1.0))
-        self.ssim(ssim_uniform(displayed(x), truth, 1.0))
-        self.psnr_noisy(psnr(displayed(problem.y), truth, 1.0))
+        own = slice(0 if batch.spare else n)
+        self.psnr(psnr(displayed(x), truth, 1.0)[own])
+        self.ssim(ssim_uniform(displayed(x), truth, 1.0)[own])
+        self.psnr_noisy(psnr(displayed(problem.y), truth, 1.0)[own])
         self.log(f"{split}/psnr", self.psnr, prog_bar=True, batch_size=n)
         self.log(f"{split}/ssim", self.ssim, batch_size=n)
         self.log(f"{split}/psnr_noisy", self.psnr_noisy, batch_size=n)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
+from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, configured
 from elder.models.reconstruction import Reconstruction, Tolerances
 from elder.models.scores import scores
@@ -25,12 +26,16 @@ from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
-from elder.models.weights import check_weights, restore_prior, warn_outside
+from elder.models.weights import check_weights, restore_prior
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Implicit, Solution
 
 #: What is counted over an epoch of training, and what to do about it; None: nothing need be done.
 _COUNTED = {
+    "diverged": (
+        "forward solves diverged, and were left out of the loss",
+        "R may not be bounded below: lower the strength or the learning rate, or start nearer to the solution",
+    ),
     "forward": ("forward solves fell short of their tolerance", "raise max_steps or tol of the solver"),
     "backward": (
         "backward solves fell short of their tolerance",
@@ -89,9 +94,8 @@ class ReconstructionModule(LightningModule):
         super().__init__()
         self.reconstruction = reconstruction
         self.loss = loss or nn.MSELoss()
-        self._noise_range: tuple[float, float] | None = None  # of the prior before it is trained here
-        if pretrained is not None:
-            self._noise_range = restore_prior(reconstruction.prior, pretrained)
+        self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
+        self._measured = NoiseRange()  # that of the measurements, in the training here
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
@@ -132,27 +136,30 @@ class ReconstructionModule(LightningModule):
         return self.reconstruction(problem)
 
     def check_noise(self, problem: InverseProblem) -> None:
-        """Warn, once, if the prior is told another noise level than it was trained for."""
-        if self._noise_range is not None and (sigma := self.reconstruction.sigma(problem)) is not None:
-            outside = warn_outside(sigma, self._noise_range, type(self.reconstruction.prior).__name__)
-            self._noise_range = None if outside else self._noise_range
+        """Warn, once, of a noise level of other measurements than in training, or one that the prior was not told."""
+        if self._told.known is not None:
+            self._told.check(self.reconstruction.sigma(problem), type(self.reconstruction.prior).__name__)
+        self._measured.check(problem.sigma, type(self).__name__)
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, n = batch.problem, len(batch.names)
         truth = _ground_truth(batch)
-        self.check_noise(problem)
-        self._noise_range = None  # from now on the prior learns the present level
+        if self._told.known is not None:
+            self.check_noise(problem)
+            self._told = NoiseRange()  # from now on the prior learns the present level
+        self._measured.extend(problem.sigma)
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
             start = self._warm_start.start(samples, problem.A.initialize(problem.y))
         solution = self.reconstruction(problem, start, self._tolerances())
         if self._warm_start is not None:
             self._warm_start.keep(samples, solution)
-        loss = self.loss(to_channels(solution.x), to_channels(truth))
+        loss = self._loss(solution, truth)
         short = (~solution.converged).sum()
         self._last = solution, truth
+        self._count["diverged"] += int(solution.diverged.sum())
         self._count["forward"] += int(short)
         self.n_gradients += int(solution.n_gradients.sum())
         self.log("train/loss", loss, batch_size=n)
@@ -162,6 +169,11 @@ class ReconstructionModule(LightningModule):
         self.log("forward/gradients", solution.n_gradients.mean(), prog_bar=True, batch_size=n)
         self.log("forward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
         return loss
+
+    def _loss(self, solution: Solution, truth: Tensor) -> Tensor:
+        """Over the samples that did not diverge: there is nothing to learn from where an iteration ran away to."""
+        x, kept = to_channels(solution.x), ~solution.diverged
+        return self.loss(x[kept], to_channels(truth)[kept]) if kept.any() else 0 * x.sum()
 
     def on_after_backward(self) -> None:
         last, self._last = self._last, None
@@ -218,9 +230,9 @@ class ReconstructionModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         truth, n = _ground_truth(batch), len(batch.names)
         solution = self(batch.problem)
-        shown = displayed(solution.x)
-        self.val_psnr(psnr(shown, truth, 1.0))
-        self.val_ssim(ssim_uniform(shown, truth, 1.0))
+        shown, own = displayed(solution.x), slice(0 if batch.spare else n)
+        self.val_psnr(psnr(shown, truth, 1.0)[own])
+        self.val_ssim(ssim_uniform(shown, truth, 1.0)[own])
         self.log("val/psnr", self.val_psnr, prog_bar=True, batch_size=n)
         self.log("val/ssim", self.val_ssim, batch_size=n)
         self.log("val/residual", solution.residual.max(), reduce_fx="max", sync_dist=True, batch_size=n)
@@ -249,10 +261,11 @@ class ReconstructionModule(LightningModule):
             solution, seconds = self._timed(partial(reconstruct, **options), problem)
             images[method] = solution.x
             found = solution.residual, solution.n_gradients, seconds
-            rows += scores(method, batch.names, solution.x, truth, *found)
+            rows += [] if batch.spare else scores(method, batch.names, solution.x, truth, *found)
         if not (rises := increases.count.sum()).isnan():  # else the solver computes no f
+            rises = rises * (not batch.spare)
             self.log("test/increases", rises, reduce_fx="sum", sync_dist=True, batch_size=len(batch.names))
-        if all(volume_and_slice(name) for name in batch.names):
+        if not batch.spare and all(volume_and_slice(name) for name in batch.names):
             self.test_volumes.update(batch.names, images[LEARNED], truth)
         return {"rows": rows, "images": images}
 
@@ -269,7 +282,14 @@ class ReconstructionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
-        self._noise_range = None  # those weights were trained here
+        self.know_noise(checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["measured_noise"] = self._measured.state()
+
+    def know_noise(self, checkpoint: Mapping[str, Any]) -> None:
+        """The levels that the weights of a checkpoint were trained for, here."""
+        self._told, self._measured = NoiseRange(), NoiseRange(checkpoint.get("measured_noise"))
 
     def _timed(self, reconstruct: Any, problem: InverseProblem) -> tuple[Solution, float]:
         self._synchronize()

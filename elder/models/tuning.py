@@ -70,21 +70,27 @@ def tune(
 
     Every parameter p is searched for by its logarithm, between p₀/factor and p₀·factor around its value p₀ at the call:
     one by Brent's method; several by that in the first alone, coarsely, and from there by the simplex of Nelder and
-    Mead in all. Each solve starts from A.initialize(y), as it will when the values are used: where R is not convex,
+    Mead in all. p₀ is tried first, so that what is found is no worse. Each solve starts from A.initialize(y), as it will when the values are used: where R is not convex,
     another start may lead to another minimum.
 
     Args:
         reconstruction: Its parameters are overwritten.
         problems: Validation batches; never test data.
         parameters: Which, each once: some of `tunable`.
-        factor: Half the width of the search interval, as a ratio.
+        factor: Half the width of the search interval, as a ratio above 1.
         tolerance: Relative accuracy of each.
         max_evaluations: Largest number of evaluations, each of which solves all problems.
         report: Receives one line per evaluation.
 
     Raises:
-        ValueError: If a ground truth is missing, or a parameter is none of this reconstruction.
+        ValueError: If a ground truth is missing, a parameter is none of this reconstruction, factor <= 1 or
+            max_evaluations < 1.
     """
+    if factor <= 1 or max_evaluations < 1:
+        raise ValueError(
+            f"tune: expected factor > 1 and max_evaluations >= 1, got {factor} and {max_evaluations}; a factor of 30 "
+            "searches from a 30th to the 30-fold"
+        )
     truths = [_ground_truth(problem) for problem in problems]
     logarithms = _checked(reconstruction, parameters)
     centre = [float(logarithm) for logarithm in logarithms.values()]
@@ -92,15 +98,17 @@ def tune(
     width = math.log(factor)
     bounds = [(c - width, c + width) for c in centre]
     several = len(centre) > 1
-    scipy.optimize.minimize_scalar(
-        lambda first: search([first, *centre[1:]]),
-        bounds=bounds[0],
-        method="bounded",
-        options={
-            "xatol": max(tolerance, _STEP / 2) if several else tolerance,
-            "maxiter": max(1, max_evaluations // 3) if several else max_evaluations,
-        },
-    )
+    search(centre)
+    if max_evaluations > 2:  # of which the method takes two at least
+        scipy.optimize.minimize_scalar(
+            lambda first: search([first, *centre[1:]]),
+            bounds=bounds[0],
+            method="bounded",
+            options={
+                "xatol": max(tolerance, _STEP / 2) if several else tolerance,
+                "maxiter": max(1, max_evaluations // 3) if several else max_evaluations - 1,
+            },
+        )
     if several and (left := max_evaluations - len(search.trials)) > 0:
         start = search.best
         inward = [-_STEP if x + _STEP > high else _STEP for x, (_, high) in zip(start, bounds, strict=True)]
@@ -157,7 +165,8 @@ class _Search:
         try:
             for problem, truth in zip(self._problems, self._truths, strict=True):
                 solution = self._reconstruction(problem)
-                qualities.append(psnr(displayed(solution.x), truth, 1.0))
+                quality = psnr(displayed(solution.x), truth, 1.0)
+                qualities.append(torch.where(solution.diverged, _DIVERGED, quality))
                 n_gradients.append(solution.n_gradients)
                 unconverged += int((~solution.converged).sum())
         except FloatingPointError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, floa
 
 
 def read_noise_range(path: Path) -> tuple[float, float] | None:
-    """Least and greatest noise level that a prior was told in its training as a denoiser, where the file says so.
+    """Least and greatest noise level that a prior was told in its training, where the file says so.
 
     In a Lightning checkpoint it is the entry `noise_range`, among the facts of `write_prior` it is `noise`.
     """
@@ -171,26 +170,3 @@ def read_noise_range(path: Path) -> tuple[float, float] | None:
     else:
         found = torch.load(path, map_location="cpu", weights_only=True).get("noise_range")
     return None if found is None else (float(found[0]), float(found[1]))
-
-
-def warn_outside(sigma: Tensor, noise_range: tuple[float, float], who: str) -> bool:
-    """Warn, once for every text, if a noise level is outside the range of training.
-
-    Args:
-        sigma: Noise levels that a prior is told, () or (B,).
-        noise_range: Least and greatest level that it was trained with.
-        who: Begins the warning.
-
-    Returns:
-        Whether it is outside.
-    """
-    low, high = noise_range
-    least, greatest = map(float, sigma.detach().aminmax())
-    if low * (1 - 1e-5) <= least and greatest <= high * (1 + 1e-5):
-        return False
-    found = f"{least:.4g}" if least == greatest else f"{least:.4g} to {greatest:.4g}"
-    warnings.warn(
-        f"{who}: trained for noise levels {low:.4g} to {high:.4g}, given {found}; the result may be poor",
-        stacklevel=3,
-    )
-    return True

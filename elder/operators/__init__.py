@@ -3,7 +3,7 @@
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
 from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
-from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask
+from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask, PixelMask
 from elder.operators.fidelity import DataFidelity, LeastSquares
 from elder.operators.kernels import GaussianKernel, Kernel, KernelFile, MotionKernel, UniformKernel
 from elder.operators.masks import (
@@ -47,6 +47,7 @@ __all__ = [
     "MaskFunction",
     "MotionKernel",
     "Noise",
+    "PixelMask",
     "Poisson",
     "RadialMask",
     "RandomMask",

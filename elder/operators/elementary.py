@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from elder.linalg import per_sample
+from elder.linalg import from_channels, per_sample, to_channels
 from elder.operators.acquisition import Acquisition, Scene, listed
 from elder.operators.base import LinearOperator
 from elder.operators.noise import Generators, Noise
@@ -110,6 +111,26 @@ class Mask(LinearOperator):
         return (self.mask != 0) * y
 
 
+class PixelMask(Mask):
+    """Ax = m ⊙ x for inpainting: x⁰ is filled in.
+
+    Black pixels in their stead would be farther from an image than anything that a prior has learned from; functionals
+    that are not bounded below, as RED potentials, are best not minimised from there.
+    """
+
+    def initialize(self, y: Tensor) -> Tensor:
+        """y ⊘ m where m ≠ 0; elsewhere the mean of these in the smallest square of 3, 5, 9, … pixels that has any."""
+        known = (self.mask != 0).expand(-1, -1, *y.shape[-2:])
+        x = torch.where(known, y / torch.where(known, self.mask, 1), 0)
+        filled, weight, width = x, known.to(x.real.dtype), 3
+        while not known.all() and width < 4 * max(y.shape[-2:]):
+            count, total = (F.avg_pool2d(u, width, 1, width // 2) for u in (weight, to_channels(x)))
+            here = ~known & (count > 0)
+            mean = from_channels(total, like=x) / torch.where(here, count, 1)
+            filled, known, width = torch.where(here, mean, filled), known | here, 2 * width - 1
+        return filled
+
+
 def _centred(transform, x: Tensor) -> Tensor:
     x = torch.fft.ifftshift(x, dim=(-2, -1))
     return torch.fft.fftshift(transform(x, norm="ortho"), dim=(-2, -1))
@@ -159,4 +180,4 @@ class Inpainting(Acquisition):
             len(generators)
         )
         draws = torch.stack([torch.rand(size, dtype=torch.float32, generator=g) for g in generators])
-        return Mask((draws >= per_sample(losses, draws)).to(image.device))
+        return PixelMask((draws >= per_sample(losses, draws)).to(image.device))

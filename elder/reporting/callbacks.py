@@ -69,7 +69,7 @@ class TestReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not isinstance(outputs, Mapping) or "rows" not in outputs:
+        if not isinstance(outputs, Mapping) or "rows" not in outputs or batch.spare:
             return
         self.rows += [Result(**row) for row in outputs["rows"]]
         truth = batch.problem.x
@@ -169,6 +169,8 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        if batch.spare:
+            return
         for name, x in zip(batch.names, outputs, strict=True):
             position = volume_and_slice(name)
             image = magnitude(x).cpu()

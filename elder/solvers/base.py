@@ -70,6 +70,9 @@ class AdjointReport:
         self.adjoint_norm: Tensor | None = None  # ‖u‖, (B,)
 
 
+DIVERGED = 1e6  # relative residual beyond which no iteration is expected to come back
+
+
 class Solution(NamedTuple):
     """What a solver found, per sample. All but x are detached."""
 
@@ -81,6 +84,11 @@ class Solution(NamedTuple):
     scale: Tensor | None = None  # what the residual is relative to: ‖F(x⁰)‖ unless the solve was given another, (B,)
     adjoint: AdjointReport | None = None  # set by implicit rules, filled in by the backward pass
     inverse: LinearMap | None = None  # u ↦ about (∂F/∂x)⁻ᵀu for the whole batch, where it was asked for and is known
+
+    @property
+    def diverged(self) -> Tensor:
+        """(B,) bool: the residual grew a million times, and x means nothing. f may have no minimum, or F no zero."""
+        return self.residual > DIVERGED
 
 
 class State(Protocol):
@@ -127,7 +135,7 @@ class Solver(ABC, Generic[S]):
     A solver does not log, does not know the ground truth, and does not touch the grad mode; where gradients are
     recorded it writes no tensor in place, so that the `Unrolled` backward rule may differentiate it. Not converging
     is a fact in the `Solution`; a non-finite iterate is a `FloatingPointError` that names the step. A sample that has
-    converged leaves the batch and costs nothing more, and none depends on its batch mates.
+    converged, or diverged, leaves the batch and costs nothing more, and none depends on its batch mates.
 
     `step` evaluates the problem once, at one point for every sample, and never waits for the device: what has
     converged is looked at between the steps, every `check_every` of them. A sample that converges in between takes
@@ -183,7 +191,7 @@ class Solver(ABC, Generic[S]):
         keep_inverse: bool = False,
         watch: Watch | None = None,
     ) -> Solution:
-        """Iterate until every sample has converged, has stalled, or max_steps is reached.
+        """Iterate until every sample has converged, has stalled, has diverged, or max_steps is reached.
 
         Args:
             problem: The conditions, one per sample.
@@ -206,6 +214,7 @@ class Solver(ABC, Generic[S]):
             if step % self.check_every == 0:
                 self._check_finite(state, active, step)
                 going = active & (state.residual > threshold[samples]) & ~state.stalled
+                going &= state.residual <= DIVERGED * scale[samples]
                 n_going = int(going.count_nonzero())
                 if n_going < n_active:
                     outcome = _record(outcome, samples, active & ~going, state)

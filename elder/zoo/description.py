@@ -55,10 +55,10 @@ def _class(node: Mapping[str, Any]) -> str:
 
 
 def _chain(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A regularizer, and the regularizer or network it is made of, and so on."""
+    """A prior, and the prior or network it is made of, and so on."""
     yield node
     for key, value in (node.get("init_args") or {}).items():
-        if isinstance(value, dict) and key in ("regularizer", "network"):
+        if isinstance(value, dict) and key in ("regularizer", "field", "network"):
             yield from _chain(value)
 
 
@@ -74,10 +74,10 @@ def _values(node: Any, key: str) -> Iterator[Any]:
 def _range(noise: Mapping[str, Any]) -> tuple[float, float] | None:
     """Least and greatest level of Gaussian noise."""
     arguments = noise.get("init_args") or {}
-    if _class(noise) != "Gaussian" or not isinstance(low := arguments.get("sigma"), int | float):
-        return None
-    high = arguments.get("sigma_max")
-    return float(low), float(low if high is None else high)
+    levels = arguments.get("sigma")
+    levels = [*(levels if isinstance(levels, list) else [levels]), arguments.get("sigma_max")]
+    known = [float(level) for level in levels if isinstance(level, int | float)]
+    return (min(known), max(known)) if known and _class(noise) == "Gaussian" else None
 
 
 def _rendered(value: Any) -> str:

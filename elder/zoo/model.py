@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from elder.linalg import to_channels
 from elder.models.catalogue import Card
 from elder.models.denoiser import Denoiser
+from elder.models.noise_range import warn_outside
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Prior
-from elder.models.weights import warn_outside
 from elder.operators import InverseProblem, LinearOperator
 from elder.solvers import Solution
 

@@ -50,8 +50,15 @@ def deal(n: int, world_size: int, shuffle: bool, epoch: int = 0, seed: int = 0) 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [1, 2, 7, 9])
 def test_evaluation_deals_every_item_once(n: int, world_size: int) -> None:
-    keys = [key for part in deal(n, world_size, shuffle=False, epoch=3) for key in part]
-    assert sorted(keys) == [Key(VALIDATION, i) for i in range(n)]
+    parts = deal(n, world_size, shuffle=False, epoch=3)
+    assert sorted(key for part in parts for key in part if not key.spare) == [Key(VALIDATION, i) for i in range(n)]
+    for part in parts:  # each process has something to do, and counts all of it or nothing
+        assert 0 <= part[0].index < n and len({key.spare for key in part}) == 1
+        assert len(part) == 1 or not part[0].spare
+
+
+def test_of_no_items_none_is_dealt() -> None:
+    assert deal(0, 2, shuffle=False, epoch=0) == [[], []]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

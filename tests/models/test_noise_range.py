@@ -11,6 +11,7 @@ import torch
 from elder.datamodules.base import Batch, Key
 from elder.models.denoising_module import DenoisingModule
 from elder.models.networks import DnCNN
+from elder.models.noise_range import NoiseRange
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Residual
@@ -26,7 +27,7 @@ def prior() -> Residual:
 
 
 def problem(*sigma: float) -> InverseProblem:
-    x = torch.rand(len(sigma), 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(len(sigma), 1, 7, 7, generator=torch.Generator().manual_seed(1))
     return InverseProblem(Identity(), x, x, torch.tensor(sigma))
 
 
@@ -82,6 +83,36 @@ def test_training_warns_at_its_start_and_then_learns_the_level(tmp_path):
     model.training_step(batch(0.1), 0)
     model.reconstruction.log_sigma.data += 1
     assert warned(model, 0.1) == []
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_measurements_of_another_noise_level_than_in_training_are_warned_of(tmp_path):
+    """After the weights of a checkpoint were loaded; not while training, nor where it goes on."""
+    trained = module(tmp_path, None, sigma_factor=2.0)
+    for levels in ((0.1, 0.05), (0.08, 0.06)):
+        trained.training_step(batch(*levels), 0)
+    assert warned(trained, 0.5) == []
+    checkpoint = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(checkpoint)
+    model = module(tmp_path, [0.02, 0.2], sigma_factor=2.0)
+    model.know_noise(checkpoint)
+    assert warned(model, 0.102, 0.0475) == []  # a random level may be a little beyond those of training
+    (text,) = warned(model, 0.5)
+    assert text == "ReconstructionModule: trained for noise levels 0.05 to 0.1, given 0.5; the result may be poor"
+    assert warned(model, 0.5) == []
+    model.know_noise(checkpoint)
+    model.training_step(batch(0.3), 0)
+    assert warned(model, 0.5) == []
+    model.on_save_checkpoint(checkpoint)
+    assert checkpoint["measured_noise"] == pytest.approx([0.05, 0.3])
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_denoiser_is_tested_at_the_levels_of_its_training(tmp_path):
+    model = DenoisingModule(prior())
+    model._noise_range = NoiseRange([0.02, 0.2])
+    with pytest.warns(UserWarning, match=WARNING):
+        model.test_step(batch(0.3), 0)
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")

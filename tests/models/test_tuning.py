@@ -98,9 +98,21 @@ def test_where_the_solver_diverges_is_no_maximum():
     prior = ImplicitResidual(DnCNN(1, 4, 2))
     model = Reconstruction(prior, Picard(2000, 1e-3), Implicit(GMRES()), strength=1.0).double()
     tuned = tune(model, [denoising(0, 1)])
-    diverged = [trial for trial in tuned.trials if math.isnan(trial.n_gradients)]
+    diverged = [trial for trial in tuned.trials if trial.unconverged]
     assert diverged and {trial.psnr for trial in diverged} == {-100.0}
+    assert all(trial.n_gradients < 2000 for trial in diverged), "no step is taken in vain"
     assert tuned.psnr > 15 and model.strength.item() == pytest.approx(tuned.values["strength"])
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("parameters", [("strength",), ("strength", "sigma_factor")])
+def test_what_is_found_is_no_worse_than_the_start(n: int, parameters: tuple):
+    problems = [denoising(0, 1)]
+    found = tune(Reconstruction(TotalVariation(), strength=0.1, sigma_factor=1.0), problems, max_evaluations=30)
+    start = Reconstruction(TotalVariation(), strength=found.values["strength"], sigma_factor=1.0)
+    again = tune(start, problems, parameters, max_evaluations=n)
+    assert 1 <= len(again.trials) <= n and again.psnr >= found.psnr - 1e-6
+    assert again.trials[0].values["strength"] == pytest.approx(found.values["strength"])
 
 
 def test_what_cannot_be_tuned_is_refused_in_words():
@@ -110,4 +122,7 @@ def test_what_cannot_be_tuned_is_refused_in_words():
     for parameters in (["sigma"], ["strength", "strength"], [], ["scale"]):
         with pytest.raises(ValueError, match=r"tune: expected some of strength, each once, got"):
             tune(model, [p], parameters)
+    for wrong in ({"factor": 1.0}, {"max_evaluations": 0}):
+        with pytest.raises(ValueError, match=r"tune: expected factor > 1 and max_evaluations >= 1, got"):
+            tune(model, [p], **wrong)
     assert model.strength.item() == pytest.approx(0.1), "it is noticed before anything is changed"
