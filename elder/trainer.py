@@ -68,8 +68,8 @@ class Trainer(pytorch_lightning.Trainer):
         chosen = parameters or [*free[:1], *free[1:][-1:]]
         if not chosen:
             raise ValueError(
-                f"tune: expected a parameter that is not fixed, found {', '.join(known)} all fixed; name those that are "
-                f"tuned nevertheless: --parameters '[{', '.join(known)}]'"
+                f"tune: expected a parameter that is not fixed, found {', '.join(known)} fixed; name what is tuned "
+                f"nevertheless: --parameters '[{', '.join(known)}]'"
             )
         problems = datamodule.validation_problems(self.strategy.root_device)
         with self.precision_plugin.val_step_context():

@@ -96,6 +96,26 @@ def test_two_processes_test_and_reconstruct_what_one_does(tmp_path: Path) -> Non
     assert len(one) == SLICES["test"]
 
 
+def test_more_processes_than_images(tmp_path: Path) -> None:
+    """All of them take part, and each image is counted once."""
+    assert SLICES["val"] < 4 and SLICES["test"] < 4
+    config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=1)
+    four = ("--trainer.devices=4", "--trainer.strategy=ddp_fork", f"--run_dir={tmp_path / 'four'}")
+    run("fit", config, "--data.batch_size=1", *four)
+    last = f"--ckpt_path={tmp_path / 'four/checkpoints/last.ckpt'}"
+    for command in ("validate", "test", "predict"):
+        run(command, config, last)
+        run(command, config, last, *four)
+    psnr = [[line["val/psnr"] for line in steps(tmp_path / run) if "val/psnr" in line][-1] for run in ("run", "four")]
+    assert psnr[0] == pytest.approx(psnr[1], abs=1e-6)
+    one, all_four = (read_results(tmp_path / folder / "results.csv") for folder in ("run", "four"))
+    assert len(one) == len(all_four) == 3 * SLICES["test"]
+    for a, b in zip(one, all_four, strict=True):
+        assert (a.method, a.image) == (b.method, b.image) and b.psnr == pytest.approx(a.psnr, abs=1e-6)
+    one, all_four = (contents(tmp_path / folder / "predictions" / "png") for folder in ("run", "four"))
+    assert one == all_four and len(one) == SLICES["test"]
+
+
 # A killed run, resumed, is the run that nobody killed.
 
 

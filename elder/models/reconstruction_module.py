@@ -265,8 +265,9 @@ class ReconstructionModule(LightningModule):
         if not (rises := increases.count.sum()).isnan():  # else the solver computes no f
             rises = rises * (not batch.spare)
             self.log("test/increases", rises, reduce_fx="sum", sync_dist=True, batch_size=len(batch.names))
-        if not batch.spare and all(volume_and_slice(name) for name in batch.names):
-            self.test_volumes.update(batch.names, images[LEARNED], truth)
+        if all(volume_and_slice(name) for name in batch.names):
+            own = slice(0 if batch.spare else len(truth))
+            self.test_volumes.update(batch.names[own], images[LEARNED][own], truth[own])
         return {"rows": rows, "images": images}
 
     def on_test_epoch_end(self) -> None:

@@ -70,8 +70,8 @@ def tune(
 
     Every parameter p is searched for by its logarithm, between p₀/factor and p₀·factor around its value p₀ at the call:
     one by Brent's method; several by that in the first alone, coarsely, and from there by the simplex of Nelder and
-    Mead in all. p₀ is tried first, so that what is found is no worse. Each solve starts from A.initialize(y), as it will when the values are used: where R is not convex,
-    another start may lead to another minimum.
+    Mead in all. p₀ is tried first, so that what is found is no worse. Each solve starts from A.initialize(y), as it
+    will when the values are used: where R is not convex, another start may lead to another minimum.
 
     Args:
         reconstruction: Its parameters are overwritten.

@@ -18,6 +18,7 @@ from elder.operators import (
     Identity,
     LinearOperator,
     Mask,
+    PixelMask,
     RealSampling,
     Sensitivity,
     SuperResolution,
@@ -76,6 +77,7 @@ INSTANCES = {
     "adjoint": Instance(multi_coil(columns(1, 4), rand(3, 2, 3, 4, dtype=COMPLEX)).H, rand(3, 2, 3, 4, dtype=COMPLEX)),
     "adjoint-unitary": Instance(Fourier().H, rand(1, 1, 3, 4, dtype=COMPLEX)),
     "composition-unitary": Instance(Fourier() @ Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),
+    "pixel-mask": Instance(PixelMask(columns(3, 5)), rand(3, 2, 2, 5)),
     "composition-half-unitary": Instance(Identity() @ Mask(columns(1, 4)), rand(1, 1, 3, 4)),
     "sum": Instance(CircularBlur(kernel(3, 3, 3), (4, 5)) + Mask(columns(1, 5)), rand(3, 1, 4, 5)),
     "scaled": Instance(-0.5 * single_coil(columns(3, 5)), rand(3, 1, 2, 5, dtype=COMPLEX)),
@@ -237,6 +239,25 @@ MISFITS = {
 def test_misfit_is_reported_in_words(misuse: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         misuse()
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_inpainting_starts_from_pixels_around(dtype: torch.dtype) -> None:
+    """Measured ones as they are, also under weights; others the mean of those in the smallest square that has any."""
+    mask = torch.zeros(1, 1, 7, 9)
+    mask[0, 0, 0, 0], mask[0, 0, 0, 2], mask[0, 0, 6, 8] = 1, 2, 4
+    x = rand(2, 2, 7, 9, dtype=dtype)
+    A = PixelMask(mask)
+    start = A.initialize(A(x))
+    assert torch.allclose(start[mask.expand(2, 2, -1, -1) > 0], x[mask.expand(2, 2, -1, -1) > 0])
+    pair = (x[..., 0, 0] + x[..., 0, 2]) / 2
+    for row, column, expected in ((0, 1, pair), (1, 1, pair), (1, 0, x[..., 0, 0]), (6, 7, x[..., 6, 8])):
+        assert torch.allclose(start[..., row, column], expected)
+    everything = (x[..., 0, 0] + x[..., 0, 2] + x[..., 6, 8]) / 3
+    assert torch.allclose(start[..., 4, 4], everything)  # neither 3 nor 5 pixels reach any; 9 reach all
+    constant = torch.full_like(x, 0.7)
+    assert torch.allclose(A.initialize(A(constant)), constant)
+    assert torch.equal(PixelMask(0 * mask).initialize(0 * x), 0 * x)  # nothing known
 
 
 def test_no_buffer_is_saved() -> None:
