@@ -38,7 +38,8 @@ def read_matrices(path: Path, key: str | None) -> tuple[np.ndarray, ...]:
         ) from error
     if key is None and len(arrays) != 1:
         raise ValueError(
-            f"{path}: expected a file of one array, got {', '.join(sorted(arrays))}; set key to one of them"
+            f"{path}: expected a file of one array, got {', '.join(sorted(arrays)) or 'none'}; "
+            "set key to one of those that the file has"
         )
     name = key or next(iter(arrays))
     if name not in arrays:

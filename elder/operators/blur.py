@@ -24,7 +24,7 @@ class CircularBlur(LinearOperator):
         image_size: (H, W) of the images, at least that of the kernel.
 
     Raises:
-        ValueError: If the kernel has another shape, is complex, or is larger than the image.
+        ValueError: If the kernel has another shape, is not of finite real numbers, or is larger than the image.
     """
 
     otf: Tensor  # optical transfer function, (B|1, 1, H, W)
@@ -35,6 +35,10 @@ class CircularBlur(LinearOperator):
             raise ValueError(
                 f"CircularBlur: expected a real kernel (B|1, 1, kh, kw), got {kernel.dtype} {tuple(kernel.shape)}; "
                 "one kernel serves all channels"
+            )
+        if not kernel.is_floating_point() or not kernel.isfinite().all():
+            raise ValueError(
+                f"CircularBlur: expected a kernel of finite real numbers, got {kernel.dtype}; check the kernel"
             )
         (kh, kw), (H, W) = kernel.shape[-2:], image_size
         if kh > H or kw > W:

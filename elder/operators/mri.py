@@ -95,13 +95,18 @@ class RealSampling(LinearOperator):
         return self.sampling.adjoint(y)
 
     def gram(self, x: Tensor) -> Tensor:
-        return circulant(self.power, x)
+        return circulant(self.power, self._checked("x", x))
 
     def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
-        return circulant(1 / (1 + per_sample(gamma, z) * self.power.to(z.dtype)), z)
+        return circulant(1 / (1 + per_sample(gamma, z) * self.power.to(z.dtype)), self._checked("z", z))
 
     def restrict(self, y: Tensor) -> Tensor:
         return self.sampling.restrict(y)
+
+    def _checked(self, symbol: str, u: Tensor) -> Tensor:
+        n, _, *size = shape = tuple(self.power.shape)
+        self._expect(symbol, u, (None if n == 1 else n, None, *size), f"for mask {shape}")
+        return u
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,17 @@ class MaskFile(SamplingMask):
             (H // 2, W // 2).
 
     Raises:
-        ValueError: When called, if the file cannot be read, or holds something else than one mask of zeros and ones.
+        ValueError: If dc is neither; when called, if the file cannot be read, or holds something else than one mask of
+            zeros and ones.
     """
 
     path: Path
     key: str | None = None
     dc: Literal["corner", "centre"] = "corner"
+
+    def __post_init__(self) -> None:
+        if self.dc not in ("corner", "centre"):
+            raise ValueError(f"MaskFile: expected dc to be corner or centre, got {self.dc!r}")
 
     def __call__(self, size: tuple[int, int]) -> Tensor:
         matrices = read_matrices(Path(self.path), self.key)

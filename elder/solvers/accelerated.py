@@ -114,9 +114,9 @@ class FISTA(_Momentum):
     descends there; γ is multiplied by `shrink` where the point without momentum fails. The extrapolated points are
     the iterates, so that a step costs one gradient.
 
-    f decreases monotonically and ∇f(x_k) → 0 for every R with a Lipschitz gradient, convex or not. FISTA's rate 1/k²
-    for convex R needs γ ≤ 1/L, L the Lipschitz constant of λ∇R; descent by nearly (1/2γ)‖p_k − x_k‖² is necessary for
-    that and does not prove it, so that the rate is what is observed, not what is guaranteed.
+    f decreases monotonically and, if it is bounded below, ∇f(x_k) → 0 for every R with a Lipschitz gradient, convex or
+    not. FISTA's rate 1/k² for convex R needs γ ≤ 1/L, L the Lipschitz constant of λ∇R; descent by nearly (1/2γ)‖p_k −
+    x_k‖² is necessary for that and does not prove it, so that the rate is what is observed, not what is guaranteed.
 
     Args:
         max_steps: Largest number of trials, accepted or not.
@@ -147,7 +147,7 @@ class InertialProximalGradient(_Momentum):
     rejected; γ is multiplied by `shrink` where the point without momentum fails. With E_k = β/(2γ)‖x_k − x_{k−1}‖²
     of the step that led to x_k, 0 for one without momentum, f + E decreases monotonically: a point is accepted if
     f(x_{k+1}) + E_{k+1} ≤ f(x_k) + E_k − (1 − β)(decrease/γ)‖x_{k+1} − x_k‖² or, where that drowns in rounding, if f
-    still descends there. Hence ∇f(x_k) → 0 for every R with a Lipschitz gradient, convex or not.
+    still descends there. Hence ∇f(x_k) → 0 for every R with a Lipschitz gradient, convex or not, if f is bounded below.
 
     Args:
         max_steps: Largest number of trials, accepted or not.

@@ -45,9 +45,9 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
     """The ELDER iteration x⁺ = prox_{γg}(x − γλ∇R(x)) with a step size γ that is found by backtracking.
 
     γ is multiplied by `shrink` until f(x⁺) ≤ f(x) − (decrease/γ)‖x⁺ − x‖², for each sample by itself, and never
-    grows again. Hence f decreases monotonically and ∇f(x) → 0 for every R with a Lipschitz gradient (Hurault et
-    al., 2022, theorem 1; Zou et al., 2023). Where the decrease is below the rounding error of f, a step must not
-    increase ‖∇f‖ instead.
+    grows again. Hence f decreases monotonically and, if it is bounded below, ∇f(x) → 0 for every R with a Lipschitz
+    gradient (Hurault et al., 2022, theorem 1; Zou et al., 2023). Where the decrease is below the rounding error of f, a
+    step must not increase ‖∇f‖ instead.
 
     Args:
         max_steps: Largest number of trials, accepted or not.

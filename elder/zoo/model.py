@@ -90,7 +90,13 @@ class TrainedModel(nn.Module):
         """σ of every sample, (B,), with one warning if it is outside the range of training."""
         if sigma is None:
             return None
-        level = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device).expand(len(y))
+        level = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device)
+        if level.ndim > 1 or level.numel() not in (1, len(y)):
+            raise ValueError(
+                f"{self.card.name}: expected sigma to be one number, or one for each of {len(y)} samples, got "
+                f"{tuple(level.shape)}"
+            )
+        level = level.expand(len(y))
         if not bool((level >= 0).all()):
             raise ValueError(f"{self.card.name}: expected sigma >= 0, in the units of y, got {level.tolist()}")
         if self.card.noise is not None:

@@ -224,6 +224,16 @@ MISFITS = {
         r"expected an image of at least 3×3, the size of the kernel, got 2×5",
     ),
     "kernel axes": (lambda: CircularBlur(BLUR[0], (4, 5)), r"expected a real kernel .* got torch.float32 \(1, 3, 3\)"),
+    "kernel numbers": (lambda: CircularBlur(BLUR * torch.nan, (4, 5)), r"expected a kernel of finite real numbers"),
+    "integer kernel": (lambda: CircularBlur(BLUR.int(), (4, 5)), r"expected a kernel of .* got torch.int32; check"),
+    "mask of another size": (
+        lambda: RealSampling(torch.ones(1, 1, 4, 6)).gram(torch.ones(2, 1, 4, 5)),
+        r"RealSampling: expected x \(any, any, 4, 6\) for mask \(1, 1, 4, 6\), got x \(2, 1, 4, 5\)",
+    ),
+    "resolvent of another size": (
+        lambda: RealSampling(torch.ones(1, 1, 4, 6)).gram_resolvent(torch.ones(2, 1, 5, 6), torch.ones(())),
+        r"RealSampling: expected z \(any, any, 4, 6\) for mask \(1, 1, 4, 6\), got z \(2, 1, 5, 6\)",
+    ),
     "scale": (
         lambda: SuperResolution(BLUR, (4, 5), 2),
         r"SuperResolution: expected an image size divisible by the scale 2, got 4×5; crop the images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,8 @@ def test_measures_the_frequencies_of_the_mask(dtype: torch.dtype, tmp_path: Path
     corner = corner_mask(6, 8)
     x = torch.randn(2, 1, 6, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mask = MaskFile(write(tmp_path / "mask.mat", corner))
+    with pytest.raises(ValueError, match="MaskFile: expected dc to be corner or centre, got 'center'"):
+        replace(mask, dc="center")
     problem = FourierSampling(mask, Gaussian(0.0))(Scene(x), [torch.Generator() for _ in range(2)])
     expected = np.fft.fftshift(corner * np.fft.fft2(np.fft.ifftshift(x, axes=(-2, -1)), norm="ortho"), axes=(-2, -1))
     torch.testing.assert_close(problem.y, torch.from_numpy(expected))

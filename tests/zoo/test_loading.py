@@ -121,6 +121,11 @@ def test_a_solve_that_falls_short_is_told() -> None:
     assert not model.solve(A(y), A, sigma=0.005).converged.any()
 
 
+def test_noise_levels_of_other_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected sigma to be one number, or one for each of 2 samples, got \(3,\)"):
+        elder.load("mri_wcrr_denoiser")(torch.zeros(2, 1, 8, 8), sigma=torch.ones(3))
+
+
 def test_a_negative_noise_level_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mri_wcrr_denoiser: expected sigma >= 0, in the units of y, got \[-0\.1"):
         elder.load("mri_wcrr_denoiser")(torch.zeros(1, 1, 8, 8), sigma=-0.1)

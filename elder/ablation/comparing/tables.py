@@ -139,7 +139,9 @@ def footnotes(comparison: Comparison) -> list[str]:
         "(images only where one seed is common); p: Holm-corrected over variants and metrics. "
         "Bold: better than the baseline, p < 0.05 and the interval clear of zero."
     )
-    return [explained, *comparison.notes]
+    named = ", ".join(f"{axis}={value}" for axis, value in comparison.baseline.items())
+    names = [f"Baseline: {named}; other rows are named by what differs from it."] if named else []
+    return [explained, *names, *comparison.notes]
 
 
 def count_images(comparison: Comparison) -> str:

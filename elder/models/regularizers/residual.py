@@ -40,7 +40,7 @@ class REDPotential(Regularizer):
 
     A functional where regularization by denoising follows the field x − N(x) as if it were the gradient of this one,
     which holds only for locally homogeneous N of symmetric Jacobian (Romano, Elad and Milanfar, 2017; Reehorst and
-    Schniter, 2019); ELDER's second choice.
+    Schniter, 2019); ELDER's second choice. It need not be bounded below.
 
     Args:
         network: N, on the image's real channels; smooth.
@@ -62,7 +62,7 @@ class REDPotential(Regularizer):
 
 
 class ScalarPotential(Regularizer):
-    """R(x) = Σ_i N(x)_i, with ∇R(x) = J_N(x)ᵀ1: ELDER's third choice.
+    """R(x) = Σ_i N(x)_i, with ∇R(x) = J_N(x)ᵀ1: ELDER's third choice. It need not be bounded below.
 
     Args:
         network: N, on the image's real channels; smooth.

@@ -83,6 +83,11 @@ class Ridge(Regularizer):
         return _largest_gain(self._kernels())
 
     def _pad(self, u: Tensor) -> Tensor:
+        if min(u.shape[-2:]) <= self.radius:
+            raise ValueError(
+                f"Ridge: expected images of more than {self.radius} x {self.radius} pixels, since a border of that "
+                f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images or patches, or smaller filters"
+            )
         return nn.functional.pad(u, (self.radius,) * 4, mode="reflect")
 
     def _zero_mean_filters(self) -> list[Tensor]:

@@ -31,7 +31,7 @@ class TDV(Regularizer):
     A U-Net ("macro-block") has residual blocks u + v₂ ∗ φ(v₁ ∗ u), φ(t) = ½ log(1 + t²), one on the way down and one on
     the way up at each scale, one at the coarsest; scales are joined by addition, and each U-Net hands its features at
     every scale to the next. Changing the scale is a convolution after a binomial filter that keeps every other pixel,
-    and the transpose of such a map. There are no biases: R is zero on constant images.
+    and the transpose of such a map. There are no biases: R is zero on constant images. It need not be bounded below.
 
     Border pixels are repeated before K, features are continued by zeros, and an image whose size is no multiple of
     2^(scales − 1) is continued by its last row and column, whose energy is not counted.
