@@ -129,7 +129,5 @@ def test_weakly_convex_ridge_is_not_convex_but_nearly():
 
 def test_images_no_larger_than_their_mirrored_border_are_refused_in_words():
     assert Ridge().radius == 6 and Ridge().grad(torch.zeros(1, 1, 7, 9)).shape == (1, 1, 7, 9)
-    with pytest.raises(
-        ValueError, match=r"Ridge: expected images of more than 6 x 6 pixels, since .* got 9 x 6; use larger"
-    ):
+    with pytest.raises(ValueError, match=r"Ridge: expected images of more than 6 x 6 pixels, .* got 9 x 6; use"):
         Ridge().grad(torch.zeros(1, 1, 9, 6))

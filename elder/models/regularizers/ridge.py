@@ -86,7 +86,7 @@ class Ridge(Regularizer):
         if min(u.shape[-2:]) <= self.radius:
             raise ValueError(
                 f"Ridge: expected images of more than {self.radius} x {self.radius} pixels, since a border of that "
-                f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images or patches, or smaller filters"
+                f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images, patches or smaller filters"
             )
         return nn.functional.pad(u, (self.radius,) * 4, mode="reflect")
 
