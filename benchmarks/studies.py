@@ -1,5 +1,7 @@
 """`python -m benchmarks.studies --jobs 16 --minutes 9`: the studies of docs/results.md, with their small models.
 
+With `--quick false` those of the literature's size, which take days of a GPU: DRUNets, and ridges of 13,800 parameters.
+
 Runs of all studies side by side, on one GPU or on the cores of a machine: first the denoisers, each of which enters
 the zoo when it is done, then what begins from them. Whatever is done or was begun is kept in runs/, so that the same
 command goes on. Small models leave a GPU idle between their kernels: let processes share it (`nvidia-cuda-mps-control
@@ -29,23 +31,23 @@ from elder.ablation.workplace import RUNS, lines_of
 CONSOLE = Console(highlight=False)
 FOLDER = Path("configs/ablations")
 DENOISERS = {"mri": "magnitude MRI", "gray": "gray photographs", "color": "color photographs"}
-FAMILIES = {
-    "gradient step": ("residual_dncnn", "Gradient step over a small DnCNN"),
-    "RED potential": ("red_dncnn", "RED potential over a small DnCNN"),
-    "scalar potential": ("scalar_dncnn", "Scalar potential of a small DnCNN"),
-    "implicit": ("implicit_dncnn", "Field of a small DnCNN"),
-    "weakly convex ridge": ("wcrr", "Weakly convex ridge"),
-    "convex ridge": ("crr", "Convex ridge"),
-    "input-convex network": ("icnn", "Input-convex network"),
-    "total deep variation": ("tdv", "Total deep variation"),
+FAMILIES = {  # small and full size in the zoo, and the title of either
+    "gradient step": ("residual_dncnn_small", "residual_drunet", "Gradient step over a {}"),
+    "RED potential": ("red_dncnn_small", "red_drunet", "RED potential over a {}"),
+    "scalar potential": ("scalar_dncnn_small", "scalar_drunet", "Scalar potential of a {}"),
+    "implicit": ("implicit_dncnn_small", "implicit_drunet", "Field of a {}"),
+    "weakly convex ridge": ("wcrr_small", "wcrr_large", "Weakly convex ridge"),
+    "convex ridge": ("crr_small", "crr_large", "Convex ridge"),
+    "input-convex network": ("icnn_small", "icnn_large", "Input-convex network"),
+    "total deep variation": ("tdv_small", "tdv_large", "Total deep variation"),
 }
 TRAINED = {  # by study, and by scale where it has that axis: what its gradient step, trained, is called
-    ("compressed_sensing_mri", ""): ("mri_residual_dncnn_small", "compressed-sensing MRI at all five masks"),
-    ("bsd68", ""): ("gray_residual_dncnn_small", "denoising of gray photographs by a minimum"),
-    ("inpainting", ""): ("color_residual_dncnn_small_inpainting", "inpainting of color photographs"),
-    ("deblurring", ""): ("color_residual_dncnn_small_deblurring", "deblurring of color photographs"),
-    ("super_resolution", "×2"): ("color_residual_dncnn_small_super_resolution_2", "super-resolution ×2"),
-    ("super_resolution", "×3"): ("color_residual_dncnn_small_super_resolution_3", "super-resolution ×3"),
+    ("compressed_sensing_mri", ""): ("mri_{}", "compressed-sensing MRI at all five masks"),
+    ("bsd68", ""): ("gray_{}", "denoising of gray photographs by a minimum"),
+    ("inpainting", ""): ("color_{}_inpainting", "inpainting of color photographs"),
+    ("deblurring", ""): ("color_{}_deblurring", "deblurring of color photographs"),
+    ("super_resolution", "×2"): ("color_{}_super_resolution_2", "super-resolution ×2"),
+    ("super_resolution", "×3"): ("color_{}_super_resolution_3", "super-resolution ×3"),
 }
 STUDIES = (
     *(f"denoisers_{kind}" for kind in DENOISERS),
@@ -87,7 +89,9 @@ class Job:
         return True
 
 
-def main(jobs: int = 2, minutes: float | None = None, studies: tuple[str, ...] = STUDIES, only: str = "") -> None:
+def main(
+    jobs: int = 2, minutes: float | None = None, studies: tuple[str, ...] = STUDIES, only: str = "", quick: bool = True
+) -> None:
     """Run what is not done of the studies.
 
     Args:
@@ -95,10 +99,11 @@ def main(jobs: int = 2, minutes: float | None = None, studies: tuple[str, ...] =
         minutes: After which everything is stopped, to go on another time; null: until all is done.
         studies: Names of files in configs/ablations, in the order in which they are run.
         only: A part of the study's and the variant's name.
+        quick: With small models; false: with those of full size.
     """
     end = time.monotonic() + (float("inf") if minutes is None else 60 * minutes)
     os.environ |= {"OMP_NUM_THREADS": "1"} | ({} if "WANDB_MODE" in os.environ else {"WANDB_MODE": "disabled"})
-    waiting = [job for job in _all_jobs(studies) if only in job.name]
+    waiting = [job for job in _all_jobs(studies, quick) if only in job.name]
     running: list[Job] = []
     _say(f"{len(waiting)} runs")
     try:
@@ -119,23 +124,22 @@ def main(jobs: int = 2, minutes: float | None = None, studies: tuple[str, ...] =
     _say(f"{len(running)} stopped, {len(waiting)} not begun" if running or waiting else "all done")
 
 
-def _all_jobs(studies: tuple[str, ...]) -> list[Job]:
+def _all_jobs(studies: tuple[str, ...], quick: bool) -> list[Job]:
     """Each run once, also where several studies have it."""
-    return list({job.log.stem[-8:]: job for study in reversed(studies) for job in reversed(_jobs(study))}.values())[
-        ::-1
-    ]
+    jobs = [job for study in reversed(studies) for job in reversed(_jobs(study, quick))]
+    return list({job.log.stem[-8:]: job for job in jobs}.values())[::-1]
 
 
-def _jobs(study: str) -> list[Job]:
+def _jobs(study: str, quick: bool) -> list[Job]:
     """Of what is not done of a study, the equilibrium training of its gradient step first."""
     file = FOLDER / f"{study}.yaml"
-    quick = study != "cbsd68"
+    quick = quick and study != "cbsd68"  # whose models are small anyway
     plan = make_plan(read_study(file, quick))
     called, cells = names(plan), {hash: cell for cell in plan.cells for hash in cell.runs.values()}
     found = []
     for line in lines_of(plan, RUNS):
         coordinates = cells[line.hash].coordinates
-        model = None if "include" in coordinates else _model(study, coordinates)
+        model = _model(study, coordinates, quick)
         if line.state in (State.DONE, State.STALE) and (model is None or Path("weights", model[0]).is_dir()):
             continue
         config = plan.runs[line.hash].config or {}
@@ -149,17 +153,26 @@ def _jobs(study: str) -> list[Job]:
     return sorted(found, key=lambda job: len(job.commands), reverse=True)
 
 
-def _model(study: str, coordinates: Mapping[str, str]) -> tuple[str, str] | None:
+def _model(study: str, coordinates: Mapping[str, str], quick: bool) -> tuple[str, str] | None:
     """Name and title in the zoo of what a run trains; None where it is a row of a table only."""
     prior, training = coordinates.get("prior", ""), coordinates.get("training", "")
-    kind = study.removeprefix("denoisers_")
-    if kind in DENOISERS and prior in FAMILIES:
-        short, title = FAMILIES[prior]
-        return f"{kind}_{short}_small_denoiser", f"{title}, denoising of {DENOISERS[kind]}"
+    kind, beside = study.removeprefix("denoisers_"), coordinates.get("include", "")
+    if kind in DENOISERS:
+        name = beside or prior
+        if name not in FAMILIES or (not beside and coordinates.get("network", "DRUNet") != "DRUNet"):
+            return None
+        short, title = _called(name, quick)
+        return f"{kind}_{short}_denoiser", f"{title}, denoising of {DENOISERS[kind]}"
     trained = TRAINED.get((study, coordinates.get("scale", "")))
-    if trained is None or prior != "gradient step" or training != "equilibrium":
+    if trained is None or beside or prior != "gradient step" or training != "equilibrium":
         return None
-    return trained[0], f"{FAMILIES[prior][1]}, {trained[1]}"
+    short, title = _called(prior, quick)
+    return trained[0].format(short), f"{title}, {trained[1]}"
+
+
+def _called(family: str, quick: bool) -> tuple[str, str]:
+    small, full, title = FAMILIES[family]
+    return (small, title.format("small DnCNN")) if quick else (full, title.format("DRUNet"))
 
 
 def _add(hash: str, model: str, title: str) -> list[str]:
