@@ -49,9 +49,11 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> Non
     assert {file.name for file in path.parent.iterdir()} <= {"last.ckpt", ".part"}
 
 
-def test_what_a_kill_leaves_behind_does_not_disturb_a_resume(tmp_path: Path) -> None:
+def test_what_a_kill_leaves_behind_does_not_disturb_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = write_config(tmp_path, trainer__limit_val_batches=0)
-    run("fit", config, "--trainer.max_epochs=1")
+    with caplog.at_level("INFO"):
+        run("fit", config, "--trainer.max_epochs=1")
+    assert "no regularizer.safetensors was written: val/psnr was not measured" in caplog.text
     (tmp_path / "run" / "checkpoints" / ".part").write_bytes(b"torn")
     run("fit", config, "--ckpt_path=last")
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
