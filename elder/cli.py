@@ -158,10 +158,10 @@ class ElderCLI(LightningCLI):
     def after_fit(self) -> None:
         """Save the best weights as safetensors, and say where everything is."""
         best = self._get(self.config_init, "checkpoint")
-        if best.best_model_score is None and not self.trainer.fast_dev_run:
+        if best.best_model_score is None and not self._get(self.config, "trainer.fast_dev_run"):
             rank_zero_info(
-                f"no checkpoint is the best, and no regularizer.safetensors was written: {best.monitor} was not measured; "
-                "train longer than trainer.check_val_every_n_epoch, or lower it"
+                f"no checkpoint is the best, and no regularizer.safetensors was written: {best.monitor} was not "
+                "measured; train longer than trainer.check_val_every_n_epoch, or lower it"
             )
         if best.best_model_score is None or not self.trainer.is_global_zero:
             return
