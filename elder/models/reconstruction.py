@@ -10,15 +10,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import from_channels, full_precision, inner, per_sample, to_channels
+from elder.linalg import full_precision, per_sample
 from elder.models.evaluation import Evaluation, Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
 from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity, LeastSquares
 from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled, Watch
-
-MARGIN = 0.02  # beyond [0, 1], where a wall begins
 
 #: The numbers of a reconstruction beside its prior; each is the parameter `log_NAME`, or None.
 SCALARS = ("strength", "sigma", "sigma_factor")
@@ -43,7 +41,6 @@ class Objective:
     sigma: Tensor | None = None  # noise level that the prior is told, () or (B,)
     evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
     dtype: torch.dtype | None = None  # of the network there; None: the ambient one
-    wall: float = 0.0  # w: R is R_θ + (w/2) dist(x, [−m, 1 + m]ⁿ)², m = `MARGIN`
 
     @property
     def symmetric(self) -> bool:
@@ -70,11 +67,7 @@ class Objective:
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (B,); needs an explicit `Regularizer`."""
-        R = self._regularizer().value(x, self.sigma)
-        if self.wall:
-            outside = _outside(x)
-            R = R + self.wall / 2 * inner(outside, outside)
-        return self.fidelity.value(x, self.A, self.y) + self.strength * R
+        return self.fidelity.value(x, self.A, self.y) + self.strength * self._regularizer().value(x, self.sigma)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (B,), and ∇f(x)."""
@@ -111,31 +104,15 @@ class Objective:
 
     def _evaluate(self, x: Tensor) -> Any:
         """(R(x), ∇R(x)), or the field alone of a prior without R."""
-        prior = self.prior
         if self.evaluator is not None and not torch.is_grad_enabled():
-            found: Any = self.evaluator(x, self.sigma, self.dtype)
-        elif isinstance(prior, Regularizer):
-            found = prior.value_and_grad(x, self.sigma)
-        else:
-            found = prior.grad(x, self.sigma)
-        if not self.wall:
-            return found
-        outside = _outside(x)
-        if not isinstance(prior, Regularizer):
-            return found + self.wall * outside
-        R, grad_R = found
-        return R + self.wall / 2 * inner(outside, outside), grad_R + self.wall * outside
+            return self.evaluator(x, self.sigma, self.dtype)
+        prior = self.prior
+        return prior.value_and_grad(x, self.sigma) if isinstance(prior, Regularizer) else prior.grad(x, self.sigma)
 
     def _regularizer(self) -> Regularizer:
         if not isinstance(self.prior, Regularizer):
             raise TypeError(f"Objective: {type(self.prior).__name__} is a vector field without a value")
         return self.prior
-
-
-def _outside(x: Tensor) -> Tensor:
-    """x − P(x), P the projection onto the box within the wall."""
-    u = to_channels(x)
-    return from_channels(u - u.clamp(-MARGIN - x.is_complex(), 1 + MARGIN), like=x)
 
 
 class Reconstruction(nn.Module):
@@ -153,13 +130,10 @@ class Reconstruction(nn.Module):
             so that one model serves every noise level; beside sigma, the root of the sum of both squares. Learnable, as
             its logarithm.
         evaluation: How R is evaluated inside the solver: compiled, in lower precision. Eager by default.
-        wall: w >= 0, with which R_θ becomes R_θ(x) + (w/2) dist(x, [−0.02, 1.02]ⁿ)² (of complex images for both parts,
-            from −1.02). It leaves images alone, and bounds functionals from below that are not so by themselves, as
-            RED and scalar potentials: with 0 their solves may diverge where A says little about x.
         fixed: Which of these numbers keep their initial value: "strength", "sigma", "sigma_factor".
 
     Raises:
-        ValueError: If a number is not positive, or wall negative, if `fixed` names anything
+        ValueError: If a number is not positive, if `fixed` names anything
             else, or if the solver or the backward rule does not fit the prior.
     """
 
@@ -173,7 +147,6 @@ class Reconstruction(nn.Module):
         sigma: float | None = None,
         sigma_factor: float | None = None,
         evaluation: Evaluation | None = None,
-        wall: float = 0.0,
         fixed: Sequence[Literal["strength", "sigma", "sigma_factor"]] = (),
     ) -> None:
         super().__init__()
@@ -192,9 +165,7 @@ class Reconstruction(nn.Module):
             self.log_sigma = nn.Parameter(torch.tensor(float(sigma)).log(), "sigma" not in fixed)
         if sigma_factor is not None:
             self.log_sigma_factor = nn.Parameter(torch.tensor(float(sigma_factor)).log(), "sigma_factor" not in fixed)
-        if wall < 0:
-            raise ValueError(f"Reconstruction: expected wall >= 0, got {wall}")
-        self.evaluation, self.wall = evaluation, wall
+        self.evaluation = evaluation
         self._evaluator: Evaluator | None = None
         if not isinstance(prior, Regularizer):
             name = type(prior).__name__
@@ -249,7 +220,6 @@ class Reconstruction(nn.Module):
             self.strength,
             self.sigma(problem),
             self._evaluator_of_prior(),
-            wall=self.wall,
         )
 
     def forward(

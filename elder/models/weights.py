@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from elder.models.catalogue import WEIGHTS, shipped
 from elder.models.reconstruction import SCALARS
+from elder.models.regularizers import Confined
 
 #: Where a regularizer's weights stand in the checkpoints of the modules of this package.
 _PREFIXES = ("denoiser.regularizer.", "reconstruction.prior.")
@@ -145,7 +146,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
 
 
 def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, float] | None:
-    """Give a prior the weights of a trained model, by name, or of a file.
+    """Give a prior the weights of a trained model, by name, or of a file; a `Confined` one also those of what is in it.
 
     Returns:
         The range of noise levels that they were trained for, if it is known.
@@ -155,6 +156,8 @@ def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, floa
         ValueError: If it is damaged, or of another architecture.
     """
     weights = read_prior(path := find_weights(pretrained))
+    if isinstance(prior, Confined) and weights.keys() == prior.regularizer.state_dict().keys():
+        prior = prior.regularizer
     check_weights(prior, weights, str(path))
     prior.load_state_dict(weights)
     return read_noise_range(path)

@@ -1,7 +1,5 @@
 """Functionals without a minimum: what a solver, and training, make of samples that run away."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +9,10 @@ from elder.linalg import inner
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
-from elder.models.regularizers import ImplicitResidual, Regularizer
+from elder.models.regularizers import Confined, REDPotential, Regularizer
+from elder.models.weights import restore_prior, write_prior
 from elder.operators import Identity, InverseProblem
-from elder.solvers import GMRES, LBFGS, BacktrackingProximalGradient, Implicit, Picard, PreconditionedLBFGS
+from elder.solvers import LBFGS, BacktrackingProximalGradient, Implicit, PreconditionedLBFGS
 
 
 class Pit(Regularizer):
@@ -65,7 +64,7 @@ def test_training_learns_from_the_others(monkeypatch):
 def test_a_wall_gives_what_runs_away_a_minimum(solver):
     """Where λ·wall exceeds the negative curvature, here 0.35; within the box nothing changes."""
     free, walled = module(solver), module(solver)
-    walled.reconstruction.wall = 1.0
+    walled.reconstruction.prior = Confined(Pit())
     solution = walled(problem(0.1, 0.95, 0.3))
     assert solution.converged.all() and solution.x.abs().max() < 4
     p = problem(0.1, 0.3)
@@ -77,26 +76,31 @@ def test_a_wall_gives_what_runs_away_a_minimum(solver):
 def test_the_wall_s_gradient_is_that_of_its_value(dtype):
     """Twice: the Hessian products of the backward solve as well."""
     x = 2 * torch.randn(2, 1, 4, 4, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    p = InverseProblem(Identity(), 0 * x, x, torch.tensor([0.2, 0.9], dtype=torch.float64))
-    model = Reconstruction(Pit(), strength=3.0, sigma_factor=1.0, wall=0.7).double()
-    f = model.objective(p)
+    sigma, R = torch.tensor([0.2, 0.9], dtype=torch.float64), Confined(Pit(), wall=0.7)
     outside = torch.view_as_real(x) if dtype.is_complex else x
     outside = outside - outside.clamp(-1.02 if dtype.is_complex else -0.02, 1.02)
-    bare = replace(f, wall=0.0)
-    expected = bare.value(x) + 3 * 0.35 * outside.square().flatten(1).sum(1)
-    torch.testing.assert_close(f.value(x), expected)
-    torch.testing.assert_close(f.value_and_grad(x)[0], expected)
+    expected = Pit().value(x, sigma) + 0.35 * outside.square().flatten(1).sum(1)
+    torch.testing.assert_close(R.value(x, sigma), expected)
+    torch.testing.assert_close(R.value_and_grad(x, sigma)[0], expected)
     leaf = x.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(f.value(leaf).sum(), leaf)
-    torch.testing.assert_close(f.grad(x), grad)
-    torch.testing.assert_close(f.value_and_grad(x)[1], grad)
-    assert torch.autograd.gradcheck(f.grad, leaf)
+    (grad,) = torch.autograd.grad(R.value(leaf, sigma).sum(), leaf)
+    torch.testing.assert_close(R.grad(x, sigma), grad)
+    assert torch.autograd.gradcheck(lambda u: R.grad(u, sigma), leaf)
 
 
-def test_a_wall_confines_a_field_as_well_and_is_not_negative():
-    x = torch.full((1, 1, 4, 4), 2.0)
-    model = Reconstruction(ImplicitResidual(DnCNN(1, 2, 1)), Picard(), Implicit(GMRES()), strength=0.5, wall=3.0)
-    f = model.objective(InverseProblem(Identity(), x, x))
-    torch.testing.assert_close(f.grad(x), replace(f, wall=0.0).grad(x) + 0.5 * 3 * (x - 1.02))
-    with pytest.raises(ValueError, match="Reconstruction: expected wall >= 0, got -1"):
-        Reconstruction(Pit(), wall=-1.0)
+def test_what_is_confined_begins_from_its_own_weights_or_those_of_what_it_confines(tmp_path):
+    def red() -> REDPotential:
+        return REDPotential(DnCNN(1, 2, 1))
+
+    trained = Confined(red())
+    write_prior(tmp_path / "free.safetensors", trained.regularizer, {"noise": [0.1, 0.2]})
+    write_prior(tmp_path / "confined.safetensors", trained, {})
+    for name, noise in (("free", (0.1, 0.2)), ("confined", None)):
+        other = Confined(red())
+        assert restore_prior(other, tmp_path / f"{name}.safetensors") == noise
+        for own, expected in zip(other.parameters(), trained.parameters(), strict=True):
+            assert torch.equal(own, expected)
+    with pytest.raises(ValueError, match="the weights are of another architecture"):
+        restore_prior(red(), tmp_path / "confined.safetensors")
+    with pytest.raises(ValueError, match="Confined: expected wall > 0, got 0"):
+        Confined(red(), wall=0)

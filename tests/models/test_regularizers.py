@@ -10,6 +10,7 @@ from elder.models.networks import DnCNN, DRUNet
 from elder.models.regularizers import (
     ICNN,
     TDV,
+    Confined,
     Convex,
     ImplicitResidual,
     Potential,
@@ -41,6 +42,7 @@ FAMILIES = {
     "scalar-noise-map": lambda channels: ScalarPotential(DRUNet(channels, (4, 6, 8), 1, noise_map=True)),
     "icnn": lambda channels: ICNN(channels, 4, 3, 3.0),
     "tdv": lambda channels: TDV(channels, 3, 2, 2, 2.0),
+    "confined": lambda channels: Confined(REDPotential(DnCNN(channels, 6, 2)), 0.7),
     "scaled": lambda channels: Scaled(Residual(DnCNN(channels, 6, 2, noise_map=True)), 1.5, 0.7),
     "scaled-ridge": lambda channels: Scaled(Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)), 1.5, 0.7),
     "scaled-with-the-noise": lambda channels: Scaled(ICNN(channels, 3, 3, 2.0), 1.5, 0.7, reference=0.2),

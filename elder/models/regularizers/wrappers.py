@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import per_sample
+from elder.linalg import from_channels, inner, per_sample, to_channels
 from elder.models.regularizers.base import Prior, Regularizer
 
 
@@ -80,6 +80,45 @@ class Scaled(_Scaling, Regularizer):
         strength, scale, level = self._at(sigma)
         value, grad = self.regularizer.value_and_grad(per_sample(scale, x) * x, level)
         return strength / scale.square() * value, per_sample(strength / scale, x) * grad
+
+
+class Confined(Regularizer):
+    """R̃(x; σ) = R(x; σ) + (w/2) dist(x, [−m, 1 + m]ⁿ)², m = 0.02: R for images, with a wall about them.
+
+    It bounds from below what is not bounded by itself, as RED and scalar potentials and total deep variation: without,
+    their solves may diverge where A says little about x. Of complex images both parts are confined, to [−1 − m, 1 + m].
+    Nothing is learned but R, whose weights serve as `pretrained` too.
+
+    Args:
+        regularizer: R.
+        wall: w > 0; more than the curvature with which R falls far away from images.
+
+    Raises:
+        ValueError: If the wall is not positive.
+    """
+
+    MARGIN = 0.02
+
+    def __init__(self, regularizer: Regularizer, wall: float = 1.0) -> None:
+        super().__init__()
+        if wall <= 0:
+            raise ValueError(f"Confined: expected wall > 0, got {wall}")
+        self.regularizer, self.wall = regularizer, wall
+
+    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        outside = self._outside(x)
+        return self.regularizer.value(x, sigma) + self.wall / 2 * inner(outside, outside)
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """So that a closed form of R's gradient is used."""
+        outside = self._outside(x)
+        value, grad = self.regularizer.value_and_grad(x, sigma)
+        return value + self.wall / 2 * inner(outside, outside), grad + self.wall * outside
+
+    def _outside(self, x: Tensor) -> Tensor:
+        """x − P(x), P the projection onto the box."""
+        u = to_channels(x)
+        return from_channels(u - u.clamp(-self.MARGIN - x.is_complex(), 1 + self.MARGIN), like=x)
 
 
 class ScaledField(_Scaling, Prior):
