@@ -43,7 +43,7 @@ def test_what_a_study_begins_from_is_made_by_another(monkeypatch: pytest.MonkeyP
 def prior(config: dict | None) -> dict:
     arguments = (config or {})["model"]["init_args"]
     found = arguments["regularizer"] if "regularizer" in arguments else arguments["reconstruction"]["prior"]
-    return found["init_args"]["regularizer"] if found["class_path"].endswith(".Confined") else found
+    return found["init_args"]["regularizer"] if found["class_path"].rpartition(".")[2] == "Confined" else found
 
 
 def test_jobs_wait_for_what_they_need_and_are_stopped_in_time(

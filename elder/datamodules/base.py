@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     @property
     def spare(self) -> bool:
         """Whether another process has the same images, and this one must not count them."""
-        return self.keys[0].spare
+        return any(key.spare for key in self.keys)
 
 
 def volume_and_slice(name: str) -> tuple[str, int] | None:

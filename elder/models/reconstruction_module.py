@@ -34,7 +34,7 @@ from elder.solvers import SHINE, Implicit, Solution
 _COUNTED = {
     "diverged": (
         "forward solves diverged, and were left out of the loss",
-        "R may not be bounded below: lower the strength or the learning rate, or start nearer to the solution",
+        "R may not be bounded below: confine it (Confined), or lower the strength or the learning rate",
     ),
     "forward": ("forward solves fell short of their tolerance", "raise max_steps or tol of the solver"),
     "backward": (
@@ -171,9 +171,18 @@ class ReconstructionModule(LightningModule):
         return loss
 
     def _loss(self, solution: Solution, truth: Tensor) -> Tensor:
-        """Over the samples that did not diverge: there is nothing to learn from where an iteration ran away to."""
-        x, kept = to_channels(solution.x), ~solution.diverged
-        return self.loss(x[kept], to_channels(truth)[kept]) if kept.any() else 0 * x.sum()
+        """Over the samples that did not diverge: there is nothing to learn from where an iteration ran away to.
+
+        Raises:
+            FloatingPointError: If all of them did.
+        """
+        kept = ~solution.diverged
+        if not kept.any():
+            raise FloatingPointError(
+                f"{type(self.reconstruction.solver).__name__}: all {len(kept)} solves of a training step diverged; "
+                "lower its step_size, the strength or the learning rate, or bound R from below: Confined"
+            )
+        return self.loss(to_channels(solution.x)[kept], to_channels(truth)[kept])
 
     def on_after_backward(self) -> None:
         last, self._last = self._last, None

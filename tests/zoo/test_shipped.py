@@ -46,7 +46,7 @@ def test_every_shipped_model_works_as_its_card_says(name: str) -> None:
     else:
         model.reconstruction.solver = replace(model.reconstruction.solver, max_steps=3)
         if model.reconstruction.log_sigma_factor is not None:
-            sigma = 0.1  # of the measurements
+            sigma = sigma or 0.1  # of the measurements
         A = Mask(torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)) < 0.7)
         result = model.solve(A(x), A, sigma).x
     assert result.shape == x.shape and result.dtype == x.dtype and result.isfinite().all()
