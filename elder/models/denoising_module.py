@@ -28,7 +28,7 @@ class DenoisingModule(LightningModule):
     """Learns D = Id − ∇R_θ on pairs (x, x + n), with the mean squared error or another loss.
 
     Its data module must have the acquisition `Denoising`, whose noise sets the range of levels. Checkpoints keep the
-    range that was met in training, as `noise_range`.
+    range that was met in training, that of `pretrained` included, as `noise_range`.
 
     Args:
         regularizer: R_θ, or the field of an implicit prior in place of ∇R_θ.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["NoiseRange", "warn_outside"]
 
+_BEYOND = 0.05  # random levels that were met rarely reach the ends of their range
+
 
 class NoiseRange:
     """Least and greatest noise level of a training.
@@ -32,7 +34,7 @@ class NoiseRange:
 
     def check(self, sigma: Tensor | None, who: str) -> None:
         """Warn, once, of a level σ, () or (B,), that is outside the range of a training that is over."""
-        if self.known is not None and sigma is not None and warn_outside(sigma, self.known, who):
+        if self.known is not None and sigma is not None and warn_outside(sigma, self.known, who, _BEYOND):
             self.known = None
 
     def state(self) -> list[float] | None:
@@ -40,22 +42,21 @@ class NoiseRange:
         return self._met.tolist() if self._met is not None else None if self.known is None else list(self.known)
 
 
-def warn_outside(sigma: Tensor, noise_range: Sequence[float], who: str) -> bool:
+def warn_outside(sigma: Tensor, noise_range: Sequence[float], who: str, beyond: float = 1e-5) -> bool:
     """Warn, once for every text, if a noise level is outside the range of training.
-
-    A twentieth of the greatest level may lie beyond: random levels rarely reach the ends of their range.
 
     Args:
         sigma: Noise levels, () or (B,).
         noise_range: Least and greatest level of the training.
         who: Begins the warning.
+        beyond: What may lie outside, as a part of the greatest level.
 
     Returns:
         Whether it is outside.
     """
     low, high = noise_range
     least, greatest = map(float, sigma.detach().aminmax())
-    if low - high / 20 <= least and greatest <= high + high / 20:
+    if low - beyond * high <= least and greatest <= high + beyond * high:
         return False
     found = f"{least:.4g}" if least == greatest else f"{least:.4g} to {greatest:.4g}"
     warnings.warn(
