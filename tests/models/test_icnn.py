@@ -64,6 +64,18 @@ def test_gradient_and_hessian_product_cost_two_passes_each():
     assert flops(product_with_hessian(R, x)) == 2 * once
 
 
+def test_weights_that_have_decayed_are_zero_not_denormal(monkeypatch):
+    R, seen, convolve = ICNN(1, 4), [], torch.nn.functional.conv2d
+    R.root_mixing.data.mul_(torch.logspace(-25, 0, 4)[:, None, None, None])
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda u, w, *more, **named: seen.append(w) or convolve(u, w, *more, **named)
+    )
+    R.double().value(torch.rand(1, 1, 8, 8, dtype=torch.float64))
+    mixing = seen[1]
+    assert mixing.shape == R.root_mixing.shape and (mixing == 0).any() and (mixing > 1e-3).any()
+    assert (mixing[mixing > 0] > torch.finfo(torch.float32).tiny).all()
+
+
 def test_learns_to_denoise_from_its_start():
     noisy, first, last = denoising_losses(lambda: ICNN(1, 8))
     assert first < 0.6 * noisy and last < 0.85 * first
