@@ -106,8 +106,10 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     for command in ("validate", "test", "predict"):
         run(command, config, last)
         run(command, config, last, *four)
-    psnr = [[line["val/psnr"] for line in steps(tmp_path / run) if "val/psnr" in line][-1] for run in ("run", "four")]
-    assert psnr[0] == pytest.approx(psnr[1], abs=1e-6)
+    for name in ("psnr", "ssim", "residual", "gradients"):
+        key = f"val/{name}"
+        one, all_four = ([line[key] for line in steps(tmp_path / run) if key in line][-1] for run in ("run", "four"))
+        assert one == pytest.approx(all_four, rel=1e-6), name
     one, all_four = (read_results(tmp_path / folder / "results.csv") for folder in ("run", "four"))
     assert len(one) == len(all_four) == 3 * SLICES["test"]
     for a, b in zip(one, all_four, strict=True):

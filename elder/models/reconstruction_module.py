@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -22,30 +21,14 @@ from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, configured
 from elder.models.reconstruction import Reconstruction, Tolerances
 from elder.models.scores import scores
+from elder.models.shortfalls import Shortfalls
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
 from elder.models.weights import check_weights, restore_prior
 from elder.operators.acquisition import InverseProblem
-from elder.solvers import SHINE, Implicit, Solution
-
-#: What is counted over an epoch of training, and what to do about it; None: nothing need be done.
-_COUNTED = {
-    "diverged": (
-        "forward solves diverged, and were left out of the loss",
-        "R may not be bounded below: confine it (Confined), or lower the strength or the learning rate",
-    ),
-    "forward": ("forward solves fell short of their tolerance", "raise max_steps or tol of the solver"),
-    "backward": (
-        "backward solves fell short of their tolerance",
-        "raise max_steps or tol of the backward rule's solver",
-    ),
-    "indefinite": (
-        "backward solves met negative curvature: the solution is a saddle, or the forward solve stopped far from it",
-        None,
-    ),
-}
+from elder.solvers import SHINE, Solution
 
 
 class ReconstructionModule(LightningModule):
@@ -102,7 +85,8 @@ class ReconstructionModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
         self.scalar_rate = scalar_rate
-        self.val_psnr, self.val_ssim, self.test_volumes = ImageMean(), ImageMean(), VolumeMetrics()
+        self.val_psnr, self.val_ssim, self.val_gradients = ImageMean(), ImageMean(), ImageMean()
+        self.test_volumes = VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
         self.training_tol, self.tolerance = training_tol, tolerance
@@ -110,21 +94,13 @@ class ReconstructionModule(LightningModule):
             found = f"{training_tol} and {tolerance}"
             raise ValueError(f"ReconstructionModule: expected training_tol > 0 and tolerance: null, got {found}")
         if tolerance is not None:
-            rule = reconstruction.backward
-            linear = rule.solver if isinstance(rule, Implicit) else None
-            known = linear is None or linear.knows_curvature
-            if not isinstance(rule, Implicit) or not known or rule.curvature is not None:
-                raise ValueError(
-                    "ReconstructionModule: tolerance needs the backward rule Implicit with a Krylov solver, which "
-                    f"estimates the curvature, and no preconditioner, got {rule}; leave tolerance out, or use Implicit"
-                )
             # part of the state of training: a resumed run goes on with it
-            loosest = [max(tolerance.loosest, tightest) for tightest in reconstruction.tolerances]
-            self.register_buffer("tolerances", torch.tensor(loosest, dtype=torch.float64))
+            begin = tolerance.first(reconstruction)
+            self.register_buffer("tolerances", torch.tensor(begin, dtype=torch.float64))
         #: In training, over the samples of this process: evaluations of ∇R, and products of the adjoint solves.
         self.n_gradients = 0
         self._last: tuple[Solution, Tensor] | None = None
-        self._count = Counter[str]()  # of samples, over an epoch
+        self._shortfalls = Shortfalls()
 
     @property
     def baselines(self) -> dict[str, Reconstruction]:
@@ -157,17 +133,16 @@ class ReconstructionModule(LightningModule):
         if self._warm_start is not None:
             self._warm_start.keep(samples, solution)
         loss = self._loss(solution, truth)
-        short = (~solution.converged).sum()
         self._last = solution, truth
-        self._count["diverged"] += int(solution.diverged.sum())
-        self._count["forward"] += int(short)
+        self._shortfalls.add("diverged", solution.diverged)
+        short = self._shortfalls.add("forward", ~solution.converged)
         self.n_gradients += int(solution.n_gradients.sum())
         self.log("train/loss", loss, batch_size=n)
         self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
         self.log("train/strength", self.reconstruction.strength, batch_size=n)
         self.log("forward/residual", solution.residual.max(), batch_size=n)
         self.log("forward/gradients", solution.n_gradients.mean(), prog_bar=True, batch_size=n)
-        self.log("forward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
+        self.log("forward/unconverged", short, reduce_fx="sum", batch_size=n)
         return loss
 
     def _loss(self, solution: Solution, truth: Tensor) -> Tensor:
@@ -192,14 +167,13 @@ class ReconstructionModule(LightningModule):
         adjoint = report.solution
         rule = self.reconstruction.backward
         asked = not isinstance(rule, SHINE) or rule.refinement is not None  # for a tolerance
-        n, short = len(adjoint.residual), (~adjoint.converged & asked).sum()
-        self._count["backward"] += int(short)
+        n, short = len(adjoint.residual), self._shortfalls.add("backward", ~adjoint.converged & asked)
+        indefinite = self._shortfalls.add("indefinite", adjoint.indefinite)
         self.n_gradients += int(adjoint.n_products.sum())
-        self._count["indefinite"] += int(adjoint.indefinite.sum())
         self.log("backward/residual", adjoint.residual.max(), batch_size=n)
         self.log("backward/products", adjoint.n_products.mean(), prog_bar=True, batch_size=n)
-        self.log("backward/unconverged", short.float(), reduce_fx="sum", batch_size=n)
-        self.log("backward/indefinite", adjoint.indefinite.sum().float(), reduce_fx="sum", batch_size=n)
+        self.log("backward/unconverged", short, reduce_fx="sum", batch_size=n)
+        self.log("backward/indefinite", indefinite, reduce_fx="sum", batch_size=n)
         if self.tolerance is not None:
             self._adapt(self.tolerance, batch_error(hypergradient_error(last[0], report, last[1]), report), n)
 
@@ -220,14 +194,7 @@ class ReconstructionModule(LightningModule):
         self.tolerances.copy_(torch.tensor(updated))
 
     def on_train_epoch_end(self) -> None:
-        counts = torch.tensor([self._count[kind] for kind in _COUNTED], device=self.device)
-        counts = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # over processes
-        for (what, advice), count in zip(_COUNTED.values(), counts, strict=True):
-            if count:
-                (rank_zero_info if advice is None else rank_zero_warn)(
-                    f"epoch {self.current_epoch}: {count} {what}{'' if advice is None else f'; {advice}'}"
-                )
-        self._count.clear()
+        self._shortfalls.tell(self.current_epoch, self.trainer.strategy)
 
     def configure_optimizers(self) -> Any:
         scalars = list(self.reconstruction.parameters(recurse=False))
@@ -237,15 +204,16 @@ class ReconstructionModule(LightningModule):
     # Evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        truth, n = _ground_truth(batch), len(batch.names)
+        truth, n = _ground_truth(batch), 0 if batch.spare else len(batch.names)
         solution = self(batch.problem)
-        shown, own = displayed(solution.x), slice(0 if batch.spare else n)
-        self.val_psnr(psnr(shown, truth, 1.0)[own])
-        self.val_ssim(ssim_uniform(shown, truth, 1.0)[own])
+        shown, weight = displayed(solution.x), float(n > 0)
+        self.val_psnr(psnr(shown, truth, 1.0)[:n])
+        self.val_ssim(ssim_uniform(shown, truth, 1.0)[:n])
+        self.val_gradients(solution.n_gradients[:n])
         self.log("val/psnr", self.val_psnr, prog_bar=True, batch_size=n)
         self.log("val/ssim", self.val_ssim, batch_size=n)
-        self.log("val/residual", solution.residual.max(), reduce_fx="max", sync_dist=True, batch_size=n)
-        self.log("val/gradients", solution.n_gradients.mean(), sync_dist=True, batch_size=n)
+        self.log("val/residual", weight * solution.residual.max(), reduce_fx="max", sync_dist=True, batch_size=n)
+        self.log("val/gradients", self.val_gradients, batch_size=n)
         return {self.initialization: batch.problem.A.initialize(batch.problem.y), LEARNED: solution.x}
 
     def on_test_start(self) -> None:

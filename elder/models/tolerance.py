@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from elder.linalg import norm, to_channels
-from elder.models.reconstruction import Tolerances
-from elder.solvers import AdjointReport, Solution, adjoint_error
+from elder.models.reconstruction import Reconstruction, Tolerances
+from elder.solvers import AdjointReport, Implicit, Solution, adjoint_error
 
 
 class HypergradientError(NamedTuple):
@@ -78,6 +78,22 @@ class AdaptiveTolerance:
             raise ValueError(
                 f"AdaptiveTolerance: expected positive target and loosest, got {self.target} and {self.loosest}"
             )
+
+    def first(self, reconstruction: Reconstruction) -> Tolerances:
+        """Those of the first step.
+
+        Raises:
+            ValueError: If the backward rule estimates no curvature, on which the error depends.
+        """
+        rule = reconstruction.backward
+        linear = rule.solver if isinstance(rule, Implicit) else None
+        known = linear is None or linear.knows_curvature
+        if not isinstance(rule, Implicit) or not known or rule.curvature is not None:
+            raise ValueError(
+                "AdaptiveTolerance: expected the backward rule Implicit with a Krylov solver, which estimates the "
+                f"curvature, and no preconditioner, got {rule}; leave tolerance out, or use Implicit"
+            )
+        return Tolerances(*(max(self.loosest, tightest) for tightest in reconstruction.tolerances))
 
     def update(self, current: Tolerances, error: Tolerances, tightest: Tolerances) -> Tolerances:
         """The tolerances of the next step.

@@ -96,7 +96,7 @@ def test_an_unknown_curvature_is_an_infinite_error():
 def test_rules_without_a_curvature_are_refused_in_words():
     for rule in (JacobianFree(), SHINE(), Implicit(Neumann()), Implicit(curvature=1.0)):
         reconstruction = Reconstruction(Quadratic(), LBFGS(), rule)
-        with pytest.raises(ValueError, match=f"tolerance needs the backward rule Implicit.*{type(rule).__name__}"):
+        with pytest.raises(ValueError, match=f"expected the backward rule Implicit.*{type(rule).__name__}"):
             ReconstructionModule(reconstruction, tolerance=AdaptiveTolerance())
 
 
