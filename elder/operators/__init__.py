@@ -2,6 +2,7 @@
 
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
+from elder.operators.blocks import BlockOperator
 from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
 from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask, PixelMask
 from elder.operators.fidelity import DataFidelity, LeastSquares
@@ -16,10 +17,12 @@ from elder.operators.masks import (
 )
 from elder.operators.mri import CartesianMRI, FourierSampling, RealSampling, Sensitivity, multi_coil, single_coil
 from elder.operators.noise import Gaussian, Noise, Poisson
+from elder.operators.radon import Radon
 from elder.operators.sampling import MaskFile, RadialMask, SamplingMask
 
 __all__ = [
     "Acquisition",
+    "BlockOperator",
     "CartesianMRI",
     "CircularBlur",
     "ComplexImage",
@@ -50,6 +53,7 @@ __all__ = [
     "PixelMask",
     "Poisson",
     "RadialMask",
+    "Radon",
     "RandomMask",
     "RealSampling",
     "SamplingMask",

@@ -19,6 +19,7 @@ from elder.operators import (
     LinearOperator,
     Mask,
     PixelMask,
+    Radon,
     RealSampling,
     Sensitivity,
     SuperResolution,
@@ -29,6 +30,7 @@ from elder.operators import (
 from tests.properties import OPERATOR_THEOREMS, concrete_subclasses, dense, measured
 
 COMPLEX, REAL = torch.complex128, torch.float64
+ANGLES = torch.tensor([10.0, 63.0, 90.0, 171.0])  # degrees
 
 
 def rand(*shape: int, dtype: torch.dtype = REAL, seed: int = 0) -> Tensor:
@@ -74,6 +76,10 @@ INSTANCES = {
     "real-sampling": Instance(RealSampling(rand(1, 1, 4, 5, seed=1)), rand(3, 1, 4, 5)),
     "real-sampling-per-sample": Instance(RealSampling(rand(3, 1, 5, 4, seed=1) > 0), rand(3, 1, 5, 4)),
     "multi-coil": Instance(multi_coil(columns(3, 4), rand(3, 2, 3, 4, dtype=COMPLEX)), rand(3, 1, 3, 4, dtype=COMPLEX)),
+    "radon": Instance(Radon(ANGLES, (5, 6)), rand(3, 2, 5, 6)),
+    "radon-circle": Instance(Radon(ANGLES[:2], (6, 6), circle=True, pixel_size=0.5), rand(1, 1, 6, 6)),
+    "radon-per-sample": Instance(Radon(torch.stack((ANGLES, 2 * ANGLES, -ANGLES)), (4, 5)), rand(3, 2, 4, 5)),
+    "radon-complex": Instance(Radon(ANGLES, (4, 5)), rand(3, 1, 4, 5, dtype=COMPLEX)),
     "adjoint": Instance(multi_coil(columns(1, 4), rand(3, 2, 3, 4, dtype=COMPLEX)).H, rand(3, 2, 3, 4, dtype=COMPLEX)),
     "adjoint-unitary": Instance(Fourier().H, rand(1, 1, 3, 4, dtype=COMPLEX)),
     "composition-unitary": Instance(Fourier() @ Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),

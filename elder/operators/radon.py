@@ -1,0 +1,222 @@
+"""Parallel-beam computed tomography."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elder.linalg import from_channels, to_channels
+from elder.operators.blocks import BlockOperator
+
+__all__ = ["Radon"]
+
+Filter = Literal["ramp", "hann"]
+
+_AT_ONCE = 1 << 24  # samples of rays that are in memory at a time
+
+
+class Radon(BlockOperator):
+    """(Ax)(θ, t) = h Σ_s x(t cos θ + s sin θ, s cos θ − t sin θ), line integrals along parallel rays.
+
+    Rays and samples on a ray are a pixel apart, and x, whose first coordinate is that of the columns, is interpolated
+    bilinearly: the discretisation and the orientation of scikit-image's `radon`. Zero is outside of the image. The
+    centre of rotation is the pixel (H // 2, W // 2), seen by detector n_detectors // 2.
+
+    The adjoint adds to each pixel with the very weights with which the pixel was read, the exact transpose.
+    Complex images are projected by part.
+
+    Args:
+        angles: θ in degrees, (n_views,) or, one set per sample, (B, n_views); distinct modulo 360.
+        image_size: (H, W).
+        circle: Whether only the disk that touches the nearest sides is seen, by min(H, W) detectors: enough where x
+            vanishes outside of it. False: as many as see the corners.
+        pixel_size: h, the side of a pixel in units of length.
+        filter: Of the filtered back-projection that `initialize` is: "ramp", or "hann", smoother.
+
+    Raises:
+        ValueError: If there are no angles, one is not finite or there twice, or the image is smaller than 2×2.
+    """
+
+    angles: Tensor  # degrees, (B|1, n_views)
+
+    def __init__(
+        self,
+        angles: Tensor,
+        image_size: tuple[int, int],
+        circle: bool = False,
+        pixel_size: float = 1.0,
+        filter: Filter = "hann",
+    ) -> None:
+        super().__init__()
+        angles = torch.as_tensor(angles)
+        self.image_size = (image_size[0], image_size[1])
+        self.circle, self.pixel_size = circle, pixel_size
+        self.filter: Filter = filter
+        if min(image_size) < 2 or pixel_size <= 0 or filter not in ("ramp", "hann"):
+            raise ValueError(
+                "Radon: expected an image of at least 2×2 pixels, pixel_size > 0 and filter ramp or hann, got "
+                f"{image_size=}, {pixel_size=}, {filter=}"
+            )
+        if angles.ndim not in (1, 2) or not angles.numel() or angles.is_complex():
+            raise ValueError(
+                f"Radon: expected angles in degrees, (n_views,) or (B, n_views), got {angles.dtype} "
+                f"{tuple(angles.shape)}; 90 views are torch.arange(90) * 2.0"
+            )
+        angles = angles.to(torch.float64).reshape(-1, angles.shape[-1])
+        gaps = angles.remainder(360).sort(-1).values.diff(dim=-1)
+        if not angles.isfinite().all() or (gaps < 1e-9).any():
+            raise ValueError(
+                "Radon: expected finite angles, each once (modulo 360 degrees), got "
+                f"{'repeated ones' if angles.isfinite().all() else 'NaN or infinity'}; remove them"
+            )
+        self.register_buffer("angles", angles, persistent=False)
+
+    @property
+    def n_blocks(self) -> int:
+        return self.angles.shape[1]
+
+    @property
+    def n_detectors(self) -> int:
+        """Rays of a view."""
+        shorter = min(self.image_size)
+        return shorter if self.circle else shorter + math.ceil(math.hypot(*self.image_size) - shorter)
+
+    def subset(self, blocks: Tensor) -> Radon:
+        blocks = self._expect_blocks(blocks).to(self.angles.device)
+        return Radon(self.angles[:, blocks], self.image_size, self.circle, self.pixel_size, self.filter)
+
+    def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        return self._checked("y", y)[..., self._expect_blocks(blocks).to(y.device), :]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._apply_to("x", x, _Project)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._apply_to("y", y, _BackProject)
+
+    def initialize(self, y: Tensor) -> Tensor:
+        """Filtered back-projection, (π/n_views) h⁻² Aᵀ(ramp ∗ y), for views spread evenly over half a turn or one."""
+        n = self._checked("y", y).shape[-1]
+        padded = max(64, 2 ** math.ceil(math.log2(2 * n)))
+        transfer = ramp(padded, self.filter).to(y.device, y.real.dtype)
+        u = to_channels(y)
+        filtered = torch.fft.irfft(torch.fft.rfft(u, padded) * transfer, padded)[..., :n]
+        return (math.pi / self.n_blocks / self.pixel_size**2) * self.adjoint(from_channels(filtered.contiguous(), y))
+
+    def _checked(self, symbol: str, u: Tensor) -> Tensor:
+        n = self.angles.shape[0]
+        size = self.image_size if symbol == "x" else (self.n_blocks, self.n_detectors)
+        reason = f"for {self.n_blocks} views of {self.n_detectors} detectors and images of {self.image_size}"
+        self._expect(symbol, u, (None if n == 1 else n, None, *size), reason)
+        return u
+
+    def _apply_to(self, symbol: str, u: Tensor, function: type[_Project] | type[_BackProject]) -> Tensor:
+        """Sample by sample where each has angles of its own."""
+        channels = to_channels(self._checked(symbol, u))
+        parts = channels.split(1) if len(self.angles) > 1 else (channels,)
+        found = [
+            function.apply(part, _Rays(angles, self.image_size, self.n_detectors))
+            for part, angles in zip(parts, self.angles, strict=True)
+        ]
+        return from_channels(self.pixel_size * torch.cat(found), u)
+
+
+def ramp(n: int, filter: Filter = "ramp") -> Tensor:
+    """Transfer function of the ramp filter |f| for rows of n detectors, f from 0 to ½ per detector, (n // 2 + 1,).
+
+    That of the band-limited filter's samples, ¼ in the middle and −1/(πk)² at odd k, rather than |f| itself, which
+    would take the mean of the image away (Kak and Slaney, 1988). "hann" weighs it by ½(1 + cos 2πf).
+    """
+    k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
+    taps = torch.where(k.remainder(2) == 1, -1 / (math.pi * k).square(), 0.0)
+    taps[0] = 0.25
+    transfer = torch.fft.rfft(taps).real
+    f = torch.fft.rfftfreq(n, dtype=torch.float64)
+    return transfer * (0.5 + 0.5 * torch.cos(2 * math.pi * f)) if filter == "hann" else transfer
+
+
+class _Rays:
+    """The samples of all rays of a scan, and the sums over them, of real images (B, C, H, W)."""
+
+    def __init__(self, angles: Tensor, image_size: tuple[int, int], n_detectors: int) -> None:
+        self.angles, self.image_size, self.n_detectors = angles, image_size, n_detectors
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, C, n_views, n_detectors)."""
+        planes = self._planes(x)
+        sums = [
+            F.grid_sample(planes, grid, padding_mode="zeros", align_corners=True).unflatten(2, (len(angles), -1)).sum(3)
+            for angles, grid in self._grids(planes)
+        ]
+        return torch.cat(sums, dim=2).reshape(*x.shape[:2], len(self.angles), self.n_detectors)
+
+    def back_project(self, y: Tensor) -> Tensor:
+        """(B, C, H, W), the transpose."""
+        views = self._planes(y)
+        planes = y.new_zeros(1, views.shape[1], *self.image_size)
+        first = 0
+        for angles, grid in self._grids(views):
+            last = first + len(angles)
+            spread = views[:, :, first:last, None].expand(-1, -1, -1, self.n_detectors, -1).flatten(2, 3)
+            planes += torch.ops.aten.grid_sampler_2d_backward(
+                spread.contiguous(), planes, grid, 0, 0, True, (True, False)
+            )[0]
+            first = last
+        return planes.reshape(*y.shape[:2], *self.image_size)
+
+    @staticmethod
+    def _planes(u: Tensor) -> Tensor:
+        """Images of all samples as channels of one, since they share their rays."""
+        return u.reshape(1, -1, *u.shape[2:])
+
+    def _grids(self, planes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some angles, and where their rays are sampled, (1, n · n_detectors, n_detectors, 2): ±1 at the sides of x."""
+        (H, W), n = self.image_size, self.n_detectors
+        offsets = torch.arange(n, device=planes.device, dtype=torch.float64) - n // 2
+        s, t = offsets[:, None], offsets
+        at_once = max(1, _AT_ONCE // (planes.shape[1] * n**2))
+        for angles in self.angles.to(planes.device).split(at_once):
+            cos, sin = torch.deg2rad(angles).cos()[:, None, None], torch.deg2rad(angles).sin()[:, None, None]
+            grid = planes.new_empty(len(angles), n, n, 2)
+            for axis, along_t, along_s, centre, length in ((0, cos, sin, W // 2, W), (1, -sin, cos, H // 2, H)):
+                unit = 2 / (length - 1)  # of a pixel
+                start, step = (centre + along_t * t) * unit - 1, along_s * s * unit
+                torch.add(start.to(planes.dtype), step.to(planes.dtype), out=grid[..., axis])
+            yield angles, grid.flatten(0, 1)[None]
+
+
+class _Project(torch.autograd.Function):
+    """x ↦ Ax, whose derivative is `_BackProject`: `grid_sample` itself can be differentiated once only."""
+
+    @staticmethod
+    def forward(u: Tensor, rays: _Rays) -> Tensor:
+        return rays.project(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Rays], output: Tensor) -> None:
+        ctx.rays = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return _BackProject.apply(cotangents[0], ctx.rays), None
+
+
+class _BackProject(torch.autograd.Function):
+    """y ↦ Aᵀy, whose derivative is `_Project`."""
+
+    @staticmethod
+    def forward(u: Tensor, rays: _Rays) -> Tensor:
+        return rays.back_project(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Rays], output: Tensor) -> None:
+        ctx.rays = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return _Project.apply(cotangents[0], ctx.rays), None
