@@ -18,7 +18,8 @@ from elder.datamodules.bundled import VOLUMES
 from elder.models import tuning
 from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
-from elder.models.reconstruction import Objective, Reconstruction
+from elder.models.objective import Objective
+from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Regularizer, Residual
 from elder.models.weights import check_weights, read_prior
 from elder.operators import (

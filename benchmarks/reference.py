@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.problems import Case
 from elder.linalg import inner, norm, per_sample
-from elder.models.reconstruction import Objective, Reconstruction
+from elder.models.objective import Objective
+from elder.models.reconstruction import Reconstruction
 from elder.solvers import LBFGS, MINRES, Implicit
 
 CACHE = Path(__file__).parent / ".cache"

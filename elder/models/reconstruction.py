@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import full_precision, per_sample
+from elder.linalg import full_precision
 from elder.models.evaluation import Evaluation, Evaluator
+from elder.models.objective import Draws, Objective
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
-from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity, LeastSquares
 from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled, Watch
 
@@ -27,92 +27,6 @@ class Tolerances(NamedTuple):
 
     forward: float
     backward: float
-
-
-@dataclass(frozen=True)
-class Objective:
-    """f(x) = g(x; A, y) + λ R(x), bound to one batch of inverse problems: what solvers see as a `Problem`."""
-
-    A: LinearOperator
-    y: Tensor
-    fidelity: DataFidelity
-    prior: Prior
-    strength: Tensor  # λ, () or (B,)
-    sigma: Tensor | None = None  # noise level that the prior is told, () or (B,)
-    evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
-    dtype: torch.dtype | None = None  # of the network there; None: the ambient one
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether F is a gradient."""
-        return isinstance(self.prior, Regularizer)
-
-    @property
-    def few_batch_sizes(self) -> bool:
-        """Whether every new batch size is compiled anew."""
-        return not torch.is_grad_enabled() and self.evaluator is not None and self.evaluator.mode is not None
-
-    @property
-    def precision(self) -> float:
-        """Relative rounding error of R and ∇R."""
-        device, dtype = self.y.device.type, self.dtype
-        if dtype is None:
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
-        return torch.finfo(dtype).eps
-
-    @property
-    def natural_step(self) -> Tensor:
-        """1/λ."""
-        return 1 / self.strength.detach()
-
-    def value(self, x: Tensor) -> Tensor:
-        """f(x), (B,); needs an explicit `Regularizer`."""
-        return self.fidelity.value(x, self.A, self.y) + self.strength * self._regularizer().value(x, self.sigma)
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x), (B,), and ∇f(x)."""
-        self._regularizer()
-        g, grad_g = self.fidelity.value_and_grad(x, self.A, self.y)
-        R, grad_R = self._evaluate(x)
-        return g + self.strength * R, grad_g + per_sample(self.strength, x) * grad_R
-
-    def grad(self, x: Tensor) -> Tensor:
-        """∇g(x) + λ∇R(x), the optimality condition F."""
-        grad_g = self.fidelity.grad(x, self.A, self.y)
-        field = self._evaluate(x)[1] if self.symmetric else self._evaluate(x)
-        return grad_g + per_sample(self.strength, x) * field
-
-    def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
-        """prox_{γg}(x − γλ∇R(x)), given grad = F(x)."""
-        grad_R = grad - self.fidelity.grad(x, self.A, self.y)
-        return self.fidelity.prox(x - per_sample(step_size, x) * grad_R, self.A, self.y, step_size)
-
-    def precondition(self, u: Tensor, curvature: float) -> Tensor:
-        """(AᴴA + λcI)⁻¹u."""
-        step_size = self.natural_step / curvature
-        return per_sample(step_size, u) * full_precision(self.A.gram_resolvent)(u, step_size)
-
-    def select(self, samples: Tensor) -> Objective:
-        """The same objective for part of the batch."""
-        return replace(
-            self,
-            A=self.A.select(samples),
-            y=self.y[samples],
-            strength=self.strength[samples] if self.strength.ndim else self.strength,
-            sigma=self.sigma[samples] if self.sigma is not None and self.sigma.ndim else self.sigma,
-        )
-
-    def _evaluate(self, x: Tensor) -> Any:
-        """(R(x), ∇R(x)), or the field alone of a prior without R."""
-        if self.evaluator is not None and not torch.is_grad_enabled():
-            return self.evaluator(x, self.sigma, self.dtype)
-        prior = self.prior
-        return prior.value_and_grad(x, self.sigma) if isinstance(prior, Regularizer) else prior.grad(x, self.sigma)
-
-    def _regularizer(self) -> Regularizer:
-        if not isinstance(self.prior, Regularizer):
-            raise TypeError(f"Objective: {type(self.prior).__name__} is a vector field without a value")
-        return self.prior
 
 
 class Reconstruction(nn.Module):
@@ -220,6 +134,7 @@ class Reconstruction(nn.Module):
             self.strength,
             self.sigma(problem),
             self._evaluator_of_prior(),
+            draws=Draws(None if self.training else 0),
         )
 
     def forward(

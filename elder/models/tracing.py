@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from elder.metrics import displayed, psnr
-from elder.models.reconstruction import Objective, Reconstruction
+from elder.models.objective import Objective
+from elder.models.reconstruction import Reconstruction
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import Solver
 from elder.solvers.base import State

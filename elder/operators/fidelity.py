@@ -29,6 +29,10 @@ class DataFidelity(ABC):
         """(g(x), ∇g(x)) with A applied once."""
 
     @abstractmethod
+    def curvature(self, x: Tensor, A: LinearOperator, y: Tensor, u: Tensor) -> Tensor:
+        """∇²g(x)u, shape of x."""
+
+    @abstractmethod
     def prox(self, z: Tensor, A: LinearOperator, y: Tensor, gamma: Tensor) -> Tensor:
         """prox_{γg}(z) = argmin_x ½‖x − z‖² + γ g(x), shape of z; γ > 0 is () or (B,)."""
 
@@ -50,6 +54,11 @@ class LeastSquares(DataFidelity):
     def value_and_grad(self, x: Tensor, A: LinearOperator, y: Tensor) -> tuple[Tensor, Tensor]:
         r = _residual(x, A, y)
         return 0.5 * inner(r, r), A.adjoint(r)
+
+    @full_precision
+    def curvature(self, x: Tensor, A: LinearOperator, y: Tensor, u: Tensor) -> Tensor:
+        """AᴴAu."""
+        return A.gram(u)
 
     @full_precision
     def prox(self, z: Tensor, A: LinearOperator, y: Tensor, gamma: Tensor) -> Tensor:

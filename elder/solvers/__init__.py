@@ -11,6 +11,7 @@ from elder.solvers.fixed_point import GradientDescent, Iteration, Picard, PlugAn
 from elder.solvers.krylov import GMRES, MINRES, ConjugateGradient, Symmetric
 from elder.solvers.linear import LinearSolution, LinearSolver
 from elder.solvers.nonmonotone import NonmonotoneAPG
+from elder.solvers.online import OnlineGradientDescent, OnlineImplicit, OnlineProblem
 from elder.solvers.stationary import LinearAnderson, Neumann
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "LinearSolver",
     "Neumann",
     "NonmonotoneAPG",
+    "OnlineGradientDescent",
+    "OnlineImplicit",
+    "OnlineProblem",
     "Picard",
     "PlugAndPlay",
     "PreconditionedLBFGS",

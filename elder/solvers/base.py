@@ -17,7 +17,7 @@ from elder.solvers.linear import LinearMap, LinearSolution
 class Problem(Protocol):
     """A batch of conditions F(x) = 0, one per sample: all that a solver ever sees of an inverse problem.
 
-    `elder.models.reconstruction.Objective` is one; a quadratic in a test is another.
+    `elder.models.objective.Objective` is one; a quadratic in a test is another.
     """
 
     @property
@@ -177,6 +177,10 @@ class Solver(ABC, Generic[S]):
     def step(self, problem: Problem, state: S) -> S:
         """One evaluation for every sample of the state, which may be used up unless gradients are recorded."""
 
+    def finish(self, problem: Problem, outcome: R) -> R:
+        """What is returned of all samples at the end, for methods whose steps only estimate the residual."""
+        return outcome
+
     def inverse(self, state: S) -> LinearMap | None:
         """u ↦ about (∂F/∂x)⁻ᵀu by what the iteration has learnt of F; None for methods that learn no such thing."""
         return None
@@ -202,7 +206,8 @@ class Solver(ABC, Generic[S]):
             watch: Is shown the start and the outcome of every step: the positions of the samples that take part, and
                 their state, of which the next step may write over all but x and numbers of each sample.
         """
-        state = first = self.start(problem, x0)
+        whole, state = problem, self.start(problem, x0)
+        first = state
         scale = first.residual if scale is None else torch.where(scale.isnan(), first.residual, scale)
         threshold = self.tol * scale
         samples = torch.arange(x0.shape[0], device=x0.device)
@@ -231,7 +236,7 @@ class Solver(ABC, Generic[S]):
             if watch is not None:
                 watch(samples[active], state._make(entry[active] for entry in state))
         self._check_finite(state, active, self.max_steps)
-        outcome = _record(outcome, samples, active, state)
+        outcome = self.finish(whole, _record(outcome, samples, active, state))
         tiny = torch.finfo(scale.dtype).tiny
         return Solution(
             outcome.x,

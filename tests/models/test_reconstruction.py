@@ -14,7 +14,8 @@ from torch import Tensor
 from elder.linalg import from_channels, inner, norm, per_sample, to_channels
 from elder.models.denoiser import Denoiser
 from elder.models.networks import DnCNN
-from elder.models.reconstruction import Objective, Reconstruction
+from elder.models.objective import Objective
+from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Convex, ImplicitResidual, Residual, Ridge, TotalVariation
 from elder.operators import (
     CircularBlur,

@@ -26,6 +26,7 @@ from elder.solvers import (
     LinearSolution,
     LinearSolver,
     Neumann,
+    OnlineImplicit,
     Picard,
     PlugAndPlay,
     PreconditionedLBFGS,
@@ -92,7 +93,8 @@ def cosine(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 
 
 def test_every_rule_iteration_and_linear_solver_is_tested():
-    assert concrete_subclasses(BackwardRule) == {type(rule) for rule in RULES.values()}
+    elsewhere = {OnlineImplicit}  # test_online.py
+    assert concrete_subclasses(BackwardRule) == {type(rule) for rule in RULES.values()} | elsewhere
     assert concrete_subclasses(LinearSolver) == {type(solver) for solver in LINEAR.values()}
     assert concrete_subclasses(Iteration) == {GradientDescent, ProximalGradient, PlugAndPlay}
 

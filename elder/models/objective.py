@@ -1,0 +1,167 @@
+"""What a reconstruction minimises, as solvers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elder.linalg import full_precision, per_sample
+from elder.models.evaluation import Evaluator
+from elder.models.regularizers.base import Prior, Regularizer
+from elder.operators.base import LinearOperator
+from elder.operators.blocks import BlockOperator
+from elder.operators.fidelity import DataFidelity
+
+__all__ = ["Draws", "Objective"]
+
+
+class Draws:
+    """Random sets of blocks of the measurements.
+
+    Args:
+        seed: The same sets in the same order; None: others in every use, as `torch.manual_seed` determines.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = seed
+        self._generator: torch.Generator | None = None
+
+    def blocks(self, m: int, n: int) -> Tensor:
+        """n of the numbers 0 … m − 1, each at most once, in ascending order."""
+        if self._generator is None:  # only now, so that who draws nothing leaves the global generator alone
+            seed = int(torch.randint(2**62, ())) if self._seed is None else self._seed
+            self._generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(m, generator=self._generator)[:n].sort().values
+
+
+@dataclass(frozen=True)
+class Objective:
+    """f(x) = g(x; A, y) + λ R(x), bound to one batch of inverse problems: what solvers see as a `Problem`."""
+
+    A: LinearOperator
+    y: Tensor
+    fidelity: DataFidelity
+    prior: Prior
+    strength: Tensor  # λ, () or (B,)
+    sigma: Tensor | None = None  # noise level that the prior is told, () or (B,)
+    evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
+    dtype: torch.dtype | None = None  # of the network there; None: the ambient one
+    weight: float = 1.0  # of g: m/n where A has n of the m blocks of the measurements
+    draws: Draws | None = None  # of random blocks
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether F is a gradient."""
+        return isinstance(self.prior, Regularizer)
+
+    @property
+    def few_batch_sizes(self) -> bool:
+        """Whether every new batch size is compiled anew."""
+        return not torch.is_grad_enabled() and self.evaluator is not None and self.evaluator.mode is not None
+
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of R and ∇R."""
+        device, dtype = self.y.device.type, self.dtype
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
+        return torch.finfo(dtype).eps
+
+    @property
+    def natural_step(self) -> Tensor:
+        """1/λ."""
+        return 1 / self.strength.detach()
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x), (B,); needs an explicit `Regularizer`."""
+        g = self._weighted(self.fidelity.value(x, self.A, self.y))
+        return g + self.strength * self._regularizer().value(x, self.sigma)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x), (B,), and ∇f(x)."""
+        self._regularizer()
+        g, grad_g = self.fidelity.value_and_grad(x, self.A, self.y)
+        R, grad_R = self._evaluate(x)
+        return self._weighted(g) + self.strength * R, self._weighted(grad_g) + per_sample(self.strength, x) * grad_R
+
+    def grad(self, x: Tensor) -> Tensor:
+        """∇g(x) + λ∇R(x), the optimality condition F."""
+        return self.data_grad(x) + self.prior_grad(x)
+
+    def data_grad(self, x: Tensor) -> Tensor:
+        """∇g(x)."""
+        return self._weighted(self.fidelity.grad(x, self.A, self.y))
+
+    def data_product(self, x: Tensor, u: Tensor) -> Tensor:
+        """∇²g(x)u."""
+        return self._weighted(self.fidelity.curvature(x, self.A, self.y, u))
+
+    def prior_grad(self, x: Tensor) -> Tensor:
+        """λ∇R(x)."""
+        field = self._evaluate(x)[1] if self.symmetric else self._evaluate(x)
+        return per_sample(self.strength, x) * field
+
+    def proximal_gradient(self, x: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
+        """prox_{γg}(x − γλ∇R(x)), given grad = F(x)."""
+        z = x - per_sample(step_size, x) * (grad - self.data_grad(x))
+        return self.fidelity.prox(z, self.A, self.y, self.weight * step_size)
+
+    def precondition(self, u: Tensor, curvature: float) -> Tensor:
+        """(AᴴA + λcI)⁻¹u."""
+        step_size = self.natural_step / curvature
+        return per_sample(step_size, u) * full_precision(self.A.gram_resolvent)(u, self.weight * step_size)
+
+    def draw(self, n: int) -> Objective:
+        """With a random set of n blocks of the measurements, weighed such that the expected ∇g is that of all."""
+        A = self._blocks()
+        if self.draws is None:
+            raise ValueError("Objective: expected draws of random blocks, got None")
+        return self._of(self.draws.blocks(A.n_blocks, n)) if n < A.n_blocks else self
+
+    def partition(self, n: int) -> Iterator[tuple[float, Objective]]:
+        """All blocks in sets of at most n, in order, each with its share of them."""
+        m = self._blocks().n_blocks
+        for blocks in torch.arange(m).split(n):
+            yield len(blocks) / m, self._of(blocks)
+
+    def _of(self, blocks: Tensor) -> Objective:
+        A = self._blocks()
+        part, y = A.subset(blocks), A.subset_data(self.y, blocks)
+        return replace(self, A=part, y=y, weight=self.weight * A.n_blocks / len(blocks))
+
+    def _blocks(self) -> BlockOperator:
+        if not isinstance(self.A, BlockOperator):
+            raise TypeError(
+                f"Objective: expected an operator whose measurements split into views, got {type(self.A).__name__}; "
+                "online solvers are for tomography and other BlockOperators, use LBFGS"
+            )
+        return self.A
+
+    def select(self, samples: Tensor) -> Objective:
+        """The same objective for part of the batch."""
+        return replace(
+            self,
+            A=self.A.select(samples),
+            y=self.y[samples],
+            strength=self.strength[samples] if self.strength.ndim else self.strength,
+            sigma=self.sigma[samples] if self.sigma is not None and self.sigma.ndim else self.sigma,
+        )
+
+    def _weighted(self, u: Tensor) -> Tensor:
+        return u if self.weight == 1 else self.weight * u
+
+    def _evaluate(self, x: Tensor) -> Any:
+        """(R(x), ∇R(x)), or the field alone of a prior without R."""
+        if self.evaluator is not None and not torch.is_grad_enabled():
+            return self.evaluator(x, self.sigma, self.dtype)
+        prior = self.prior
+        return prior.value_and_grad(x, self.sigma) if isinstance(prior, Regularizer) else prior.grad(x, self.sigma)
+
+    def _regularizer(self) -> Regularizer:
+        if not isinstance(self.prior, Regularizer):
+            raise TypeError(f"Objective: {type(self.prior).__name__} is a vector field without a value")
+        return self.prior
