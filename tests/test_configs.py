@@ -38,7 +38,8 @@ from tests.properties import concrete_subclasses
 from tests.runs import ROOT, run, write_volumes
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-RUNS = [path for path in CONFIGS if "model" in yaml.safe_load(path.read_text())]
+OVERLAYS = [path for path in CONFIGS if path.parent.name == "overlays"]
+RUNS = [path for path in CONFIGS if "model" in yaml.safe_load(path.read_text()) and path not in OVERLAYS]
 SMALL_RUNS = [path for path in RUNS if path.parent.name != "full"]
 DATA_SETS, REGULARIZERS, NETWORK_FILES = (
     [path for path in CONFIGS if path.parent.name == folder] for folder in ("data", "regularizers", "networks")
@@ -156,7 +157,20 @@ def test_every_run_trains_and_validates(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(published)  # to which the paths in configurations are relative
-    config = yaml.safe_load(path.read_text())  # made small here: the command line parses all again for every change
+    run("fit", made_small(path, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
+@pytest.mark.parametrize("path", OVERLAYS, ids=names(OVERLAYS))
+def test_every_overlay_changes_the_run_that_it_names(path: Path, tmp_path: Path) -> None:
+    named = re.search(r"--config (configs/\w+\.yaml) --config configs/overlays/" + path.name, path.read_text())
+    assert named
+    run("fit", made_small(ROOT / named[1], tmp_path), f"--config={path}")
+
+
+def made_small(path: Path, tmp_path: Path) -> Path:
+    """The configuration for one step; not by arguments, for each of which the command line would parse all again."""
+    config = yaml.safe_load(path.read_text())
     data, model = config["data"], config["model"]["init_args"]
     data["init_args"] |= DATA[data["class_path"]](tmp_path)
     prior = model.get("regularizer") or model["reconstruction"]["prior"]
@@ -171,7 +185,7 @@ def test_every_run_trains_and_validates(
     config |= {"run_dir": str(tmp_path / "run")}
     config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_model_summary": False}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
-    run("fit", tmp_path / "tiny.yaml")
+    return tmp_path / "tiny.yaml"
 
 
 # Parts, which take the place of those of a run.

@@ -4,5 +4,6 @@ from elder.datamodules.bundled import BundledMRI
 from elder.datamodules.bundled_images import BundledImages
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
+from elder.datamodules.phantoms import Ellipses, SheppLogan
 
-__all__ = ["BSD", "BundledImages", "BundledMRI", "FastMRI", "Images"]
+__all__ = ["BSD", "BundledImages", "BundledMRI", "Ellipses", "FastMRI", "Images", "SheppLogan"]

@@ -16,8 +16,8 @@ from elder.operators.masks import (
     RandomMask,
 )
 from elder.operators.mri import CartesianMRI, FourierSampling, RealSampling, Sensitivity, multi_coil, single_coil
-from elder.operators.noise import Gaussian, Noise, Poisson
-from elder.operators.radon import Radon
+from elder.operators.noise import Gaussian, Noise, Poisson, RelativeGaussian
+from elder.operators.radon import Radon, Tomography
 from elder.operators.sampling import MaskFile, RadialMask, SamplingMask
 
 __all__ = [
@@ -56,10 +56,12 @@ __all__ = [
     "Radon",
     "RandomMask",
     "RealSampling",
+    "RelativeGaussian",
     "SamplingMask",
     "Scene",
     "Sensitivity",
     "SuperResolution",
+    "Tomography",
     "UniformKernel",
     "multi_coil",
     "single_coil",

@@ -94,6 +94,24 @@ def _draw(shape: torch.Size, generator: torch.Generator) -> tuple[float, Tensor]
 
 
 @dataclass(frozen=True)
+class RelativeGaussian(Noise):
+    """White Gaussian noise of a given signal-to-noise ratio, 20 log₁₀(‖y‖/‖n‖) on average, sample by sample.
+
+    Args:
+        snr: In dB.
+    """
+
+    snr: float
+
+    def __call__(self, y: Tensor, generators: Generators, levels: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        parts = torch.view_as_real(y) if y.is_complex() else y
+        sigma = torch.stack([part.square().mean().sqrt() for part in parts]) * 10 ** (-self.snr / 20)
+        draws = torch.stack([_draw(part.shape, g)[1] for part, g in zip(parts, generators, strict=True)])
+        noisy = parts + per_sample(sigma, parts) * draws.to(parts)
+        return (torch.view_as_complex(noisy) if y.is_complex() else noisy), sigma
+
+
+@dataclass(frozen=True)
 class Poisson(Noise):
     """Photon noise: gain · Poisson(y / gain), whose variance is gain · y. Negative measurements count as zero.
 

@@ -1,9 +1,10 @@
-"""Parallel-beam computed tomography."""
+"""Parallel-beam computed tomography: line integrals, and scans."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elder.linalg import from_channels, to_channels
+from elder.operators.acquisition import Acquisition, Scene
 from elder.operators.blocks import BlockOperator
+from elder.operators.noise import Generators, Noise
 
-__all__ = ["Radon"]
+__all__ = ["Radon", "Tomography"]
 
 Filter = Literal["ramp", "hann"]
 
@@ -124,6 +127,45 @@ class Radon(BlockOperator):
             for part, angles in zip(parts, self.angles, strict=True)
         ]
         return from_channels(self.pixel_size * torch.cat(found), u)
+
+
+@dataclass(frozen=True)
+class Tomography(Acquisition):
+    """y = Ax + n, a scan with parallel beams from directions that are spread evenly: `Radon`.
+
+    Args:
+        n_views: Directions, at θ = 0, arc/n, 2·arc/n, … degrees.
+        noise: Noise model, in the units of the measurements.
+        arc: Angle that the directions cover, degrees.
+        circle: Whether the object lies in the disk that touches the sides of the image.
+        pixel_size: Side of a pixel. null: 1/√(n_views · shorter side in pixels), with which ‖A‖ is about 1, so that
+            step sizes and λ mean the same for scans of any size.
+        filter: Of the filtered back-projection from which reconstructions start.
+
+    Raises:
+        ValueError: If n_views < 1, or arc or pixel_size is not positive.
+    """
+
+    n_views: int
+    noise: Noise
+    arc: float = 180.0
+    circle: bool = False
+    pixel_size: float | None = None
+    filter: Filter = "hann"
+
+    def __post_init__(self) -> None:
+        if self.n_views < 1 or self.arc <= 0 or (self.pixel_size is not None and self.pixel_size <= 0):
+            raise ValueError(
+                "Tomography: expected n_views >= 1, arc > 0 and pixel_size > 0, got "
+                f"{self.n_views}, {self.arc} and {self.pixel_size}"
+            )
+
+    def operator(self, scene: Scene, generators: Generators) -> Radon:
+        image = self._image(scene)
+        H, W = image.shape[-2:]
+        pixel_size = (self.n_views * min(H, W)) ** -0.5 if self.pixel_size is None else self.pixel_size
+        angles = torch.arange(self.n_views, dtype=torch.float64, device=image.device) * (self.arc / self.n_views)
+        return Radon(angles, (H, W), self.circle, pixel_size, self.filter)
 
 
 def ramp(n: int, filter: Filter = "ramp") -> Tensor:

@@ -89,15 +89,14 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
     """x ← z − γ_k((m/n)Σ_{i ∈ I} ∇gᵢ(z) + λ∇R(z)), I a new random set of n of the m blocks in every step.
 
     z = x + β(x − x₋), x₋ the iterate before. With all m blocks it is gradient descent (Picard), with momentum
-    Nesterov's. The number of steps is fixed: the condition F is known at the start and at the end, where one pass over
-    the measurements, n blocks at a time, tells the residual. Before, a sample is left only where the few measurements
-    that are looked at say that ‖F‖ is below the tolerance.
+    Nesterov's. Every sample takes all steps, unless it diverges: a few measurements do not tell whether it has
+    converged. The residual is that of all, from a pass over them at the start and at the end, n blocks at a time.
 
     The sets are the same in every evaluation, and new ones in every step of training.
 
     Args:
         max_steps: Number of steps.
-        tol: A sample has converged when ‖F(x)‖ ≤ tol · ‖F(x⁰)‖.
+        tol: A sample counts as converged if ‖F(x)‖ ≤ tol · ‖F(x⁰)‖ at the end.
         n_views: n, the blocks of a step: views, illuminations, coils; at most all of them.
         step_size: γ > 0; below 2/L, L the Lipschitz constant of F.
         decay: Of γ_k = γ/(1 + k)^decay. 0: constant steps, which come to within a distance of order √γ of the solution,
@@ -125,14 +124,14 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
         x = z - per_sample(self._length(k), z) * F
         return state._replace(
             x=self._mean(state.x, x, k, self.max_steps),
-            residual=norm(F.detach()),
+            residual=torch.maximum(state.residual, norm(F.detach())),  # the largest: no sample leaves early
             n_gradients=state.n_gradients + 1,
             iterate=x,
             previous=state.iterate,
         )
 
     def finish(self, problem: Problem, outcome: Any) -> Any:
-        """The residual, which the few measurements of the last step only estimate."""
+        """The residual of what is returned."""
         F = _whole_grad(cast(OnlineProblem, problem), outcome.x.detach(), self.n_views)
         return outcome._replace(residual=norm(F), n_gradients=outcome.n_gradients + 1)
 

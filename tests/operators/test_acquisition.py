@@ -24,6 +24,7 @@ from elder.operators import (
     RadialMask,
     RandomMask,
     Scene,
+    Tomography,
     UniformKernel,
     multi_coil,
 )
@@ -38,6 +39,7 @@ ACQUISITIONS = {
     "downsampling": Downsampling(UniformKernel(3), 2, NOISE),
     "mri": CartesianMRI(MASK, NOISE),
     "fourier": FourierSampling(RadialMask(0.4), NOISE),
+    "tomography": Tomography(4, NOISE),
     "one of several losses": Inpainting([0.1, 0.4, 0.7], NOISE),
     "one of several kernels": Deblurring([GaussianKernel(3, 0.9), UniformKernel(1), MotionKernel(7, 0)], NOISE),
     "one of several kernels, decimated": Downsampling([MotionKernel(5, 1), UniformKernel(3)], 2, NOISE),
@@ -236,6 +238,7 @@ CONFIGURATIONS = {
     "inpainting": configured("Inpainting", loss=0.4, noise=GAUSSIAN),
     "deblurring": configured("Deblurring", kernel=configured("GaussianKernel", size=3, sigma=0.9), noise=GAUSSIAN),
     "downsampling": configured("Downsampling", kernel=configured("UniformKernel", size=3), scale=2, noise=GAUSSIAN),
+    "tomography": Tomography(4, NOISE),
     "one of several losses": configured("Inpainting", loss=[0.1, 0.4, 0.7], noise=GAUSSIAN),
     "one of several kernels": configured(
         "Deblurring",

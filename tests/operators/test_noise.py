@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.operators import Gaussian, Noise, Poisson
+from elder.operators import Gaussian, Noise, Poisson, RelativeGaussian
 
 N = 20_000  # draws; bounds below are five standard errors
 
@@ -37,6 +37,17 @@ def test_complex_gaussian_has_sigma_in_real_and_imaginary_part_each() -> None:
     check_moments(n.real, 0.0, 0.5)
     check_moments(n.imag, 0.0, 0.5)
     assert abs((n.real * n.imag).mean().item()) < 5 * 0.5**2 / math.sqrt(N)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_relative_gaussian_has_its_signal_to_noise_ratio(dtype: torch.dtype) -> None:
+    """In every sample, whatever its size."""
+    y = torch.randn(2, N, dtype=dtype, generator=generators(7)[0]) * torch.tensor([[1.0], [1000.0]])
+    noisy, sigma = RelativeGaussian(20.0)(y, generators(0, 1))
+    for signal, noise, level in zip(y, noisy - y, sigma, strict=True):
+        assert 20 * math.log10(signal.norm() / noise.norm()) == pytest.approx(20, abs=0.2)
+        part = torch.view_as_real(noise) if dtype.is_complex else noise
+        check_moments(part.flatten()[:N] / level, 0.0, 1.0)
 
 
 def test_range_of_sigma_is_uniform_and_reported() -> None:

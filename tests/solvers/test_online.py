@@ -92,6 +92,7 @@ def test_residual_is_that_of_all_views(problem: InverseProblem, n_views: int) ->
     start = problem.A.initialize(problem.y)
     torch.testing.assert_close(solution.residual, norm(objective.grad(solution.x)) / norm(objective.grad(start)))
     assert torch.equal(solution.converged, solution.residual <= 0.5)
+    assert (solution.n_gradients == 20 + 3).all()  # all steps, both ends, and the one that is differentiated
 
 
 def test_distance_to_the_solution_shrinks_with_the_step_as_theory_says(problem: InverseProblem, exact: Tensor) -> None:
