@@ -49,7 +49,7 @@ def espirit(
     rows, columns = calibration_size(sampled) if calibration is None else calibration
     if min(rows, columns) <= kernel_size or rows > H or columns > W:
         raise ValueError(
-            f"espirit: expected calibration lines about DC, at {(H // 2, W // 2)}, in more than {kernel_size} and at most "
+            f"espirit: expected calibration lines about DC, {(H // 2, W // 2)}, in more than {kernel_size} and at most "
             f"{H} rows, likewise {W} columns, got {rows} × {columns}; sample the center, or lower kernel_size"
         )
     top, left = H // 2 - rows // 2, W // 2 - columns // 2

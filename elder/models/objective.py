@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from elder.linalg import full_precision, per_sample
 from elder.models.evaluation import Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.base import LinearOperator
-from elder.operators.blocks import BlockOperator
 from elder.operators.fidelity import DataFidelity
 
 __all__ = ["Draws", "Objective"]
@@ -51,7 +50,7 @@ class Objective:
     evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
     dtype: torch.dtype | None = None  # of the network there; None: the ambient one
     weight: float = 1.0  # of g: m/n where A has n of the m blocks of the measurements
-    draws: Draws | None = None  # of random blocks
+    draws: Draws = field(default_factory=Draws)  # of random blocks
 
     @property
     def symmetric(self) -> bool:
@@ -117,29 +116,18 @@ class Objective:
 
     def draw(self, n: int) -> Objective:
         """With a random set of n blocks of the measurements, weighed such that the expected ∇g is that of all."""
-        A = self._blocks()
-        if self.draws is None:
-            raise ValueError("Objective: expected draws of random blocks, got None")
-        return self._of(self.draws.blocks(A.n_blocks, n)) if n < A.n_blocks else self
+        m = self.A.n_blocks
+        return self if n >= m else self._of(self.draws.blocks(m, n))
 
     def partition(self, n: int) -> Iterator[tuple[float, Objective]]:
         """All blocks in sets of at most n, in order, each with its share of them."""
-        m = self._blocks().n_blocks
+        m = self.A.n_blocks
         for blocks in torch.arange(m).split(n):
             yield len(blocks) / m, self._of(blocks)
 
     def _of(self, blocks: Tensor) -> Objective:
-        A = self._blocks()
-        part, y = A.subset(blocks), A.subset_data(self.y, blocks)
-        return replace(self, A=part, y=y, weight=self.weight * A.n_blocks / len(blocks))
-
-    def _blocks(self) -> BlockOperator:
-        if not isinstance(self.A, BlockOperator):
-            raise TypeError(
-                f"Objective: expected an operator whose measurements split into views, got {type(self.A).__name__}; "
-                "online solvers are for tomography and other BlockOperators, use LBFGS"
-            )
-        return self.A
+        A, y = self.A.subset(blocks), self.A.subset_data(self.y, blocks)
+        return replace(self, A=A, y=y, weight=self.weight * self.A.n_blocks / len(blocks))
 
     def select(self, samples: Tensor) -> Objective:
         """The same objective for part of the batch."""

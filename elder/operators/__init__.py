@@ -2,7 +2,6 @@
 
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
-from elder.operators.blocks import BlockOperator
 from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
 from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask, PixelMask
 from elder.operators.fidelity import DataFidelity, LeastSquares
@@ -22,7 +21,6 @@ from elder.operators.sampling import MaskFile, RadialMask, SamplingMask
 
 __all__ = [
     "Acquisition",
-    "BlockOperator",
     "CartesianMRI",
     "CircularBlur",
     "ComplexImage",

@@ -65,6 +65,25 @@ class LinearOperator(nn.Module, ABC):
         """Y without the entries that A leaves out: they are set to zero if A = M…, a mask applied last."""
         return y
 
+    # Blocks: measurements that belong together (the views of a scan, the data of a coil), of which an iteration may use
+    # a few at a time. Since ‖Ax − y‖² is the sum of ‖Aᵢx − yᵢ‖² over them, a uniformly drawn set I of n of the m blocks
+    # gives an unbiased estimate of the gradient of the data term, (m/n) A_Iᴴ(A_I x − y_I). By default all are one.
+
+    @property
+    def n_blocks(self) -> int:
+        """m."""
+        return 1
+
+    def subset(self, blocks: Tensor) -> LinearOperator:
+        """A_I, of the blocks at these positions, (n,), in this order."""
+        self._expect_blocks(blocks)
+        return self
+
+    def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        """y_I, what `subset` measures of what A does."""
+        self._expect_blocks(blocks)
+        return y
+
     def norm(self, x_like: Tensor, n_steps: int = 30) -> Tensor:
         """‖A‖ per sample, (B,), from below, by power iteration on AᴴA from one fixed random image.
 
@@ -102,6 +121,17 @@ class LinearOperator(nn.Module, ABC):
 
     def __rmul__(self, scalar: float) -> LinearOperator:
         return _Scaled(scalar, self)
+
+    def _expect_blocks(self, blocks: Tensor) -> Tensor:
+        """Raise ValueError, in words, unless these are positions of blocks, (n,), each once; int64."""
+        found: list[int] = blocks.tolist() if blocks.ndim == 1 and not blocks.is_floating_point() else []
+        if not found or min(found) < 0 or max(found) >= self.n_blocks or len(set(found)) < len(found):
+            raise ValueError(
+                f"{type(self).__name__}: expected a subset of the {self.n_blocks} blocks of its measurements, each at "
+                f"most once, as whole numbers (n,) from 0 to {self.n_blocks - 1}, got {blocks.dtype} "
+                f"{tuple(blocks.shape)}; draw it by torch.randperm({self.n_blocks})[:n]"
+            )
+        return blocks.to(torch.int64)
 
     def _expect(self, symbol: str, u: Tensor, lengths: tuple[int | None, ...], reason: str) -> None:
         """Raise ValueError, in words, unless the axes of u have these lengths; None stands for any."""
@@ -159,6 +189,16 @@ class _Composition(LinearOperator):
     def initialize(self, y: Tensor) -> Tensor:
         return self.right.initialize(self.left.initialize(y))
 
+    @property
+    def n_blocks(self) -> int:
+        return self.left.n_blocks
+
+    def subset(self, blocks: Tensor) -> LinearOperator:
+        return self.left.subset(blocks) @ self.right
+
+    def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        return self.left.subset_data(y, blocks)
+
     def restrict(self, y: Tensor) -> Tensor:
         return self.left.restrict(y)
 
@@ -195,6 +235,16 @@ class _Scaled(LinearOperator):
 
     def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
         return self.A.gram_resolvent(z, self.scalar**2 * gamma)
+
+    @property
+    def n_blocks(self) -> int:
+        return self.A.n_blocks
+
+    def subset(self, blocks: Tensor) -> LinearOperator:
+        return self.scalar * self.A.subset(blocks)
+
+    def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        return self.A.subset_data(y, blocks)
 
     def restrict(self, y: Tensor) -> Tensor:
         return self.A.restrict(y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,46 @@ def single_coil(mask: Tensor) -> LinearOperator:
 
 def multi_coil(mask: Tensor, maps: Tensor) -> LinearOperator:
     """A = M F S, undersampled k-space of every coil; mask as in `single_coil`, maps (B|1, coils, H, W)."""
-    return Mask(mask) @ Fourier() @ Sensitivity(maps)
+    return MultiCoil(mask, maps)
+
+
+class MultiCoil(LinearOperator):
+    """A = M F S, undersampled k-space of every coil, (B, coils, H, W); its blocks are the coils.
+
+    Args:
+        mask: Weights or bool, (B|1, 1, 1, W) or (B|1, 1, H, W), the same for all coils.
+        maps: Coil sensitivities, (B|1, coils, H, W) complex.
+    """
+
+    def __init__(self, mask: Tensor, maps: Tensor) -> None:
+        super().__init__()
+        self.sampling, self.sensitivity = single_coil(mask), Sensitivity(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sampling(self.sensitivity(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.sensitivity.adjoint(self.sampling.adjoint(y))
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.sensitivity.adjoint(self.sampling.gram(self.sensitivity(x)))
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.sampling.restrict(y)
+
+    @property
+    def n_blocks(self) -> int:
+        return self.sensitivity.maps.shape[1]
+
+    def subset(self, blocks: Tensor) -> MultiCoil:
+        part = copy.copy(self)
+        part._modules = self._modules | {
+            "sensitivity": Sensitivity(self.sensitivity.maps[:, self._expect_blocks(blocks)])
+        }
+        return part
+
+    def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        return y[:, self._expect_blocks(blocks)]
 
 
 class RealSampling(LinearOperator):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elder.linalg import from_channels, to_channels
 from elder.operators.acquisition import Acquisition, Scene
-from elder.operators.blocks import BlockOperator
+from elder.operators.base import LinearOperator
 from elder.operators.noise import Generators, Noise
 
 __all__ = ["Radon", "Tomography"]
@@ -23,12 +23,12 @@ Filter = Literal["ramp", "hann"]
 _AT_ONCE = 1 << 24  # samples of rays that are in memory at a time
 
 
-class Radon(BlockOperator):
+class Radon(LinearOperator):
     """(Ax)(θ, t) = h Σ_s x(t cos θ + s sin θ, s cos θ − t sin θ), line integrals along parallel rays.
 
     Rays and samples on a ray are a pixel apart, and x, whose first coordinate is that of the columns, is interpolated
     bilinearly: the discretisation and the orientation of scikit-image's `radon`. Zero is outside of the image. The
-    centre of rotation is the pixel (H // 2, W // 2), seen by detector n_detectors // 2.
+    centre of rotation is the pixel (H // 2, W // 2), seen by detector n_detectors // 2. The blocks are the views.
 
     The adjoint adds to each pixel with the very weights with which the pixel was read, the exact transpose.
     Complex images are projected by part.

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.operators import BlockOperator, LeastSquares
+from elder.operators import LeastSquares, LinearOperator
 from tests.operators.test_operators import INSTANCES
 from tests.properties import random_like
 
-BLOCKS = {name: instance for name, instance in INSTANCES.items() if isinstance(instance.A, BlockOperator)}
+BLOCKS = {name: instance for name, instance in INSTANCES.items() if instance.A.n_blocks > 1}
 
+whole = pytest.mark.parametrize("name", sorted(INSTANCES.keys() - BLOCKS.keys()))
 each = pytest.mark.parametrize("name", BLOCKS)
 
 
-def partition(A: BlockOperator, n_parts: int) -> list[Tensor]:
+def partition(A: LinearOperator, n_parts: int) -> list[Tensor]:
     order = torch.randperm(A.n_blocks, generator=torch.Generator().manual_seed(0))
     return list(order.chunk(n_parts))
 
@@ -23,7 +24,6 @@ def partition(A: BlockOperator, n_parts: int) -> list[Tensor]:
 @each
 def test_scaled_gradients_of_a_partition_average_to_the_gradient(name: str) -> None:
     A, x = BLOCKS[name]
-    assert isinstance(A, BlockOperator)
     y, g = random_like(A(x), seed=1), LeastSquares()
     for n_parts in (1, 2, A.n_blocks):
         parts = partition(A, n_parts)
@@ -37,7 +37,6 @@ def test_scaled_gradients_of_a_partition_average_to_the_gradient(name: str) -> N
 @each
 def test_subset_measures_what_the_whole_measures_there_in_the_order_asked_for(name: str) -> None:
     A, x = BLOCKS[name]
-    assert isinstance(A, BlockOperator)
     blocks = torch.arange(A.n_blocks).flip(0)[: max(1, A.n_blocks - 1)]
     part = A.subset(blocks)
     assert part.n_blocks == len(blocks)
@@ -52,7 +51,21 @@ def test_subset_measures_what_the_whole_measures_there_in_the_order_asked_for(na
 @pytest.mark.parametrize("blocks", [[], [0, 0], [-1], [99], [0.0], [[0]]], ids=str)
 def test_what_is_no_subset_is_refused_in_words(name: str, blocks: list) -> None:
     A, x = BLOCKS[name]
-    assert isinstance(A, BlockOperator)
     for use in (A.subset, lambda chosen: A.subset_data(A(x), chosen)):
-        with pytest.raises(ValueError, match=rf"{type(A).__name__}: expected a subset of the {A.n_blocks} views"):
+        with pytest.raises(ValueError, match=rf"\w+: expected a subset of the {A.n_blocks} blocks"):
             use(torch.tensor(blocks))
+
+
+@whole
+def test_what_is_not_split_is_one_block(name: str) -> None:
+    A, x = INSTANCES[name]
+    y, only = A(x), torch.tensor([0])
+    assert A.n_blocks == 1
+    torch.testing.assert_close(A.subset(only)(x), y)
+    assert torch.equal(A.subset_data(y, only), y)
+    with pytest.raises(ValueError, match="expected a subset of the 1 blocks"):
+        A.subset(torch.tensor([1]))
+
+
+def test_views_stay_views_under_composition_and_scaling() -> None:
+    assert {"scaled-radon", "multi-coil", "multi-coil-real"} <= BLOCKS.keys()

@@ -80,6 +80,10 @@ INSTANCES = {
     "radon-circle": Instance(Radon(ANGLES[:2], (6, 6), circle=True, pixel_size=0.5), rand(1, 1, 6, 6)),
     "radon-per-sample": Instance(Radon(torch.stack((ANGLES, 2 * ANGLES, -ANGLES)), (4, 5)), rand(3, 2, 4, 5)),
     "radon-complex": Instance(Radon(ANGLES, (4, 5)), rand(3, 1, 4, 5, dtype=COMPLEX)),
+    "multi-coil-real": Instance(
+        multi_coil(columns(1, 4), rand(1, 4, 3, 4, dtype=COMPLEX)) @ ComplexImage(), rand(3, 1, 3, 4)
+    ),
+    "scaled-radon": Instance(0.3 * Radon(ANGLES, (4, 5)), rand(3, 1, 4, 5)),
     "adjoint": Instance(multi_coil(columns(1, 4), rand(3, 2, 3, 4, dtype=COMPLEX)).H, rand(3, 2, 3, 4, dtype=COMPLEX)),
     "adjoint-unitary": Instance(Fourier().H, rand(1, 1, 3, 4, dtype=COMPLEX)),
     "composition-unitary": Instance(Fourier() @ Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),

@@ -195,10 +195,10 @@ def test_no_sample_depends_on_its_batch_mates(problem: InverseProblem) -> None:
         torch.testing.assert_close(reconstruction(alone).x, whole[one])
 
 
-def test_operators_without_views_are_refused_in_words() -> None:
-    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    with pytest.raises(TypeError, match="expected an operator whose measurements split into views, got Identity"):
-        model(OnlineGradientDescent(3, n_views=1))(InverseProblem(Identity(), x))
+def test_without_views_it_is_gradient_descent_too() -> None:
+    x = draw(2, 1, 4, 4)
+    online = model(OnlineGradientDescent(5, 0, n_views=1, step_size=0.1))(InverseProblem(Identity(), x)).x
+    torch.testing.assert_close(online, model(Picard(5, 0, GradientDescent(0.1)))(InverseProblem(Identity(), x)).x)
 
 
 @pytest.mark.parametrize(
