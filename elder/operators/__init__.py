@@ -3,6 +3,7 @@
 from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
 from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
+from elder.operators.diffraction import DiffractionTomography, IntensityDiffraction
 from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask, PixelMask
 from elder.operators.fidelity import DataFidelity, LeastSquares
 from elder.operators.kernels import GaussianKernel, Kernel, KernelFile, MotionKernel, UniformKernel
@@ -27,6 +28,7 @@ __all__ = [
     "DataFidelity",
     "Deblurring",
     "Denoising",
+    "DiffractionTomography",
     "Downsampling",
     "EquispacedFractionMask",
     "EquispacedMask",
@@ -36,6 +38,7 @@ __all__ = [
     "GaussianKernel",
     "Identity",
     "Inpainting",
+    "IntensityDiffraction",
     "InverseProblem",
     "Kernel",
     "KernelFile",

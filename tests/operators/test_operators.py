@@ -16,6 +16,7 @@ from elder.operators import (
     Fourier,
     GaussianKernel,
     Identity,
+    IntensityDiffraction,
     LinearOperator,
     Mask,
     PixelMask,
@@ -84,6 +85,10 @@ INSTANCES = {
         multi_coil(columns(1, 4), rand(1, 4, 3, 4, dtype=COMPLEX)) @ ComplexImage(), rand(3, 1, 3, 4)
     ),
     "scaled-radon": Instance(0.3 * Radon(ANGLES, (4, 5)), rand(3, 1, 4, 5)),
+    "intensity-diffraction": Instance(
+        IntensityDiffraction(rand(4, 2, seed=1) / 9, (4, 5), (-0.7, 0.4), pixel_size=0.19),
+        rand(3, 2, 4, 5, dtype=COMPLEX),
+    ),
     "adjoint": Instance(multi_coil(columns(1, 4), rand(3, 2, 3, 4, dtype=COMPLEX)).H, rand(3, 2, 3, 4, dtype=COMPLEX)),
     "adjoint-unitary": Instance(Fourier().H, rand(1, 1, 3, 4, dtype=COMPLEX)),
     "composition-unitary": Instance(Fourier() @ Identity(), rand(1, 1, 3, 4, dtype=COMPLEX)),
