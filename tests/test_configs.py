@@ -162,10 +162,19 @@ def test_every_run_trains_and_validates(
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
 @pytest.mark.parametrize("path", OVERLAYS, ids=names(OVERLAYS))
-def test_every_overlay_changes_the_run_that_it_names(path: Path, tmp_path: Path) -> None:
+def test_every_overlay_changes_the_run_that_it_names(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     named = re.search(r"--config (configs/\w+\.yaml) --config configs/overlays/" + path.name, path.read_text())
     assert named
-    run("fit", made_small(ROOT / named[1], tmp_path), f"--config={path}")
+    base, overlay = ROOT / named[1], yaml.safe_load(path.read_text())
+    before, after = (
+        yaml.safe_load(printed(capsys, "fit", f"--config={base}", *more, "--print_config"))
+        for more in ((), (f"--config={path}",))
+    )
+    changed = overlay["model"]["init_args"]
+    assert _is_part_of(changed, after["model"]) and not _is_part_of(changed, before["model"])
+    run("fit", made_small(base, tmp_path), f"--config={path}")
 
 
 def made_small(path: Path, tmp_path: Path) -> Path:

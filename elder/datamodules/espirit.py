@@ -101,7 +101,7 @@ def _eigenvectors(v: Tensor, size: tuple[int, int], crop: float) -> Tensor:
     """(coils, H, W): that of the largest eigenvalue at each pixel, zero where it is below `crop`."""
     coils, k = v.shape[1:3]
     H, W = size
-    matrices = torch.zeros(H, W, coils, coils, dtype=v.dtype)
+    matrices = v.new_zeros(H, W, coils, coils)
     top, left = H // 2 - k // 2, W // 2 - k // 2
     for part in v.split(max(1, _AT_ONCE // (coils * H * W))):
         padded = part.new_zeros(len(part), coils, H, W)

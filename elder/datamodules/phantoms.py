@@ -81,7 +81,7 @@ class SheppLogan(ImageSource):
 
 @dataclass(frozen=True)
 class Ellipses(ImageSource):
-    """Phantoms of random ellipses: a body that fills most of the field of view, and 5 to 20 structures in it.
+    """Phantoms of random ellipses: a body that fills most of the field of view, and 5 to 20 more.
 
     Each is a function of the seed and its number alone.
 

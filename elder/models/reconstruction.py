@@ -81,6 +81,8 @@ class Reconstruction(nn.Module):
             self.log_sigma_factor = nn.Parameter(torch.tensor(float(sigma_factor)).log(), "sigma_factor" not in fixed)
         self.evaluation = evaluation
         self._evaluator: Evaluator | None = None
+        #: Of the random sets of measurements that online solvers draw in training; None: torch's generator gives one.
+        self.seed: int | None = None
         if not isinstance(prior, Regularizer):
             name = type(prior).__name__
             if self.solver.needs_value:
@@ -96,6 +98,11 @@ class Reconstruction(nn.Module):
                     "is no gradient; use GMRES"
                 )
 
+        if evaluation is not None and evaluation.dtype is not None and self.solver.takes_all_steps:
+            raise ValueError(
+                f"Reconstruction: expected no dtype of the evaluation with {type(self.solver).__name__}, which takes "
+                f"all steps in one precision, got {evaluation.dtype}; leave it out, or set trainer.precision"
+            )
         if isinstance(self.backward, SHINE) and not self.solver.estimates_inverse:
             raise ValueError(
                 f"Reconstruction: SHINE needs a solver that estimates (∂F/∂x)⁻¹, got {type(self.solver).__name__}; "
@@ -134,7 +141,7 @@ class Reconstruction(nn.Module):
             self.strength,
             self.sigma(problem),
             self._evaluator_of_prior(),
-            draws=Draws(None if self.training else 0),
+            draws=Draws(self.seed if self.training else 0),
         )
 
     def forward(

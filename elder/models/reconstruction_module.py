@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from elder.datamodules.base import Batch, ImagingDataModule, volume_and_slice
+from elder.datamodules.base import Batch, ImagingDataModule, Key, generator, volume_and_slice
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
 from elder.models.noise_range import NoiseRange
@@ -80,7 +80,7 @@ class ReconstructionModule(LightningModule):
         self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
         self._measured = NoiseRange()  # that of the measurements, in the training here
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
-        self._baselines = (dict(baselines or {}),)
+        self._baselines = ({name: baseline.eval() for name, baseline in (baselines or {}).items()},)
         self.initialization = initialization
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
@@ -129,6 +129,9 @@ class ReconstructionModule(LightningModule):
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
             start = self._warm_start.start(samples, problem.A.initialize(problem.y))
+        # the same in a resumed run, and another one in every process
+        place = Key(self.current_epoch, batch_idx)
+        self.reconstruction.seed = generator(torch.initial_seed() + self.global_rank, place).initial_seed()
         solution = self.reconstruction(problem, start, self._tolerances())
         if self._warm_start is not None:
             self._warm_start.keep(samples, solution)

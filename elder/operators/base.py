@@ -124,7 +124,8 @@ class LinearOperator(nn.Module, ABC):
 
     def _expect_blocks(self, blocks: Tensor) -> Tensor:
         """Raise ValueError, in words, unless these are positions of blocks, (n,), each once; int64."""
-        found: list[int] = blocks.tolist() if blocks.ndim == 1 and not blocks.is_floating_point() else []
+        whole = blocks.ndim == 1 and not blocks.is_floating_point() and blocks.dtype != torch.bool
+        found: list[int] = blocks.tolist() if whole else []
         if not found or min(found) < 0 or max(found) >= self.n_blocks or len(set(found)) < len(found):
             raise ValueError(
                 f"{type(self).__name__}: expected a subset of the {self.n_blocks} blocks of its measurements, each at "
@@ -235,6 +236,9 @@ class _Scaled(LinearOperator):
 
     def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
         return self.A.gram_resolvent(z, self.scalar**2 * gamma)
+
+    def initialize(self, y: Tensor) -> Tensor:
+        return self.A.initialize(y / self.scalar) if self.scalar else self.adjoint(y)
 
     @property
     def n_blocks(self) -> int:

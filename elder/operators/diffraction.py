@@ -28,7 +28,7 @@ class IntensityDiffraction(LinearOperator):
 
     with k₀ = 2π/wavelength and the pupil P(k) = 1 where |k| ≤ k₀ NA, 0 elsewhere. S_ℓz(k) + S̄_ℓz(−k) is the transfer
     function of phase, i(S_ℓz(k) − S̄_ℓz(−k)) that of absorption (Ling et al., 2018). A is linear over the real numbers.
-    Boundaries are periodic. The blocks are the illuminations.
+    Boundaries are periodic. The blocks are the illuminations. S is kept in torch's default precision.
 
     Args:
         directions: Of the light, n sin θ along (rows, columns), (n_illuminations, 2); distinct, within the pupil.
@@ -59,7 +59,7 @@ class IntensityDiffraction(LinearOperator):
         refractive_index: float = 1.33,
     ) -> None:
         super().__init__()
-        directions = torch.as_tensor(directions, dtype=torch.float64)
+        directions = torch.as_tensor(directions, dtype=torch.float64, device="cpu")
         lengths = {"thickness": thickness, "pixel_size": pixel_size, "wavelength": wavelength, "aperture": aperture}
         if min(lengths.values()) <= 0 or not depths or refractive_index <= aperture:
             raise ValueError(

@@ -97,6 +97,9 @@ def _draw(shape: torch.Size, generator: torch.Generator) -> tuple[float, Tensor]
 class RelativeGaussian(Noise):
     """White Gaussian noise of a given signal-to-noise ratio, 20 log₁₀(‖y‖/‖n‖) on average, sample by sample.
 
+    For measurements without gaps, such as scans: where a mask leaves zeros in y, the noise that it leaves out counts,
+    and the ratio of what is measured is higher.
+
     Args:
         snr: In dB.
     """

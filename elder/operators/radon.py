@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elder.linalg import from_channels, to_channels
+from elder.linalg import from_channels, per_sample, to_channels
 from elder.operators.acquisition import Acquisition, Scene
 from elder.operators.base import LinearOperator
 from elder.operators.noise import Generators, Noise
@@ -27,7 +28,7 @@ class Radon(LinearOperator):
     """(Ax)(θ, t) = h Σ_s x(t cos θ + s sin θ, s cos θ − t sin θ), line integrals along parallel rays.
 
     Rays and samples on a ray are a pixel apart, and x, whose first coordinate is that of the columns, is interpolated
-    bilinearly: the discretisation and the orientation of scikit-image's `radon`. Zero is outside of the image. The
+    bilinearly: on square images scikit-image's `radon`. Zero is outside of the image. The
     centre of rotation is the pixel (H // 2, W // 2), seen by detector n_detectors // 2. The blocks are the views.
 
     The adjoint adds to each pixel with the very weights with which the pixel was read, the exact transpose.
@@ -36,8 +37,8 @@ class Radon(LinearOperator):
     Args:
         angles: θ in degrees, (n_views,) or, one set per sample, (B, n_views); distinct modulo 360.
         image_size: (H, W).
-        circle: Whether only the disk that touches the nearest sides is seen, by min(H, W) detectors: enough where x
-            vanishes outside of it. False: as many as see the corners.
+        circle: Whether x vanishes outside of the disk that touches the nearest sides, for which min(H, W) detectors are
+            enough. False: as many as reach the corners.
         pixel_size: h, the side of a pixel in units of length.
         filter: Of the filtered back-projection that `initialize` is: "ramp", or "hann", smoother.
 
@@ -71,7 +72,8 @@ class Radon(LinearOperator):
                 f"{tuple(angles.shape)}; 90 views are torch.arange(90) * 2.0"
             )
         angles = angles.to(torch.float64).reshape(-1, angles.shape[-1])
-        gaps = angles.remainder(360).sort(-1).values.diff(dim=-1)
+        turned = angles.remainder(360).sort(-1).values
+        gaps = torch.cat((turned, turned[:, :1] + 360), dim=-1).diff(dim=-1)
         if not angles.isfinite().all() or (gaps < 1e-9).any():
             raise ValueError(
                 "Radon: expected finite angles, each once (modulo 360 degrees), got "
@@ -91,7 +93,9 @@ class Radon(LinearOperator):
 
     def subset(self, blocks: Tensor) -> Radon:
         blocks = self._expect_blocks(blocks).to(self.angles.device)
-        return Radon(self.angles[:, blocks], self.image_size, self.circle, self.pixel_size, self.filter)
+        part = copy.copy(self)
+        part._buffers = {"angles": self.angles[:, blocks]}
+        return part
 
     def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
         return self._checked("y", y)[..., self._expect_blocks(blocks).to(y.device), :]
@@ -103,13 +107,23 @@ class Radon(LinearOperator):
         return self._apply_to("y", y, _BackProject)
 
     def initialize(self, y: Tensor) -> Tensor:
-        """Filtered back-projection, (π/n_views) h⁻² Aᵀ(ramp ∗ y), for views spread evenly over half a turn or one."""
+        """Filtered back-projection, (φ/n_views) h⁻² Aᵀ(ramp ∗ y), for views that are spread evenly.
+
+        φ is the angle that they cover, π at most: a whole turn sees everything twice.
+        """
         n = self._checked("y", y).shape[-1]
         padded = max(64, 2 ** math.ceil(math.log2(2 * n)))
         transfer = ramp(padded, self.filter).to(y.device, y.real.dtype)
         u = to_channels(y)
         filtered = torch.fft.irfft(torch.fft.rfft(u, padded) * transfer, padded)[..., :n]
-        return (math.pi / self.n_blocks / self.pixel_size**2) * self.adjoint(from_channels(filtered.contiguous(), y))
+        x = self.adjoint(from_channels(filtered.contiguous(), y))
+        if self.circle:
+            rows, columns = (torch.arange(n, device=x.device) - n // 2 for n in self.image_size)
+            x = x * (torch.hypot(rows[:, None].double(), columns.double()) <= min(self.image_size) // 2)
+        span = self.angles.amax(1) - self.angles.amin(1)
+        covered = torch.deg2rad(span * self.n_blocks / (self.n_blocks - 1)) if self.n_blocks > 1 else span + math.pi
+        weight = covered.clamp_max(math.pi).to(x.real) / (self.n_blocks * self.pixel_size**2)
+        return per_sample(weight, x) * x
 
     def _checked(self, symbol: str, u: Tensor) -> Tensor:
         n = self.angles.shape[0]
@@ -136,14 +150,14 @@ class Tomography(Acquisition):
     Args:
         n_views: Directions, at θ = 0, arc/n, 2·arc/n, … degrees.
         noise: Noise model, in the units of the measurements.
-        arc: Angle that the directions cover, degrees.
+        arc: Angle that the directions cover, degrees: half a turn, a part of it, or a whole turn.
         circle: Whether the object lies in the disk that touches the sides of the image.
-        pixel_size: Side of a pixel. null: 1/√(n_views · shorter side in pixels), with which ‖A‖ is about 1, so that
+        pixel_size: Side of a pixel. null: 1/√(n_views · longer side in pixels), with which ‖A‖ is about 1, so that
             step sizes and λ mean the same for scans of any size.
         filter: Of the filtered back-projection from which reconstructions start.
 
     Raises:
-        ValueError: If n_views < 1, or arc or pixel_size is not positive.
+        ValueError: If n_views < 1, arc is neither in (0, 180] nor 360, or pixel_size is not positive.
     """
 
     n_views: int
@@ -154,16 +168,17 @@ class Tomography(Acquisition):
     filter: Filter = "hann"
 
     def __post_init__(self) -> None:
-        if self.n_views < 1 or self.arc <= 0 or (self.pixel_size is not None and self.pixel_size <= 0):
+        arc = 0 < self.arc <= 180 or self.arc == 360
+        if self.n_views < 1 or not arc or (self.pixel_size is not None and self.pixel_size <= 0):
             raise ValueError(
-                "Tomography: expected n_views >= 1, arc > 0 and pixel_size > 0, got "
+                "Tomography: expected n_views >= 1, arc in (0, 180] or 360 and pixel_size > 0, got "
                 f"{self.n_views}, {self.arc} and {self.pixel_size}"
             )
 
     def operator(self, scene: Scene, generators: Generators) -> Radon:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        pixel_size = (self.n_views * min(H, W)) ** -0.5 if self.pixel_size is None else self.pixel_size
+        pixel_size = (self.n_views * max(H, W)) ** -0.5 if self.pixel_size is None else self.pixel_size
         angles = torch.arange(self.n_views, dtype=torch.float64, device=image.device) * (self.arc / self.n_views)
         return Radon(angles, (H, W), self.circle, pixel_size, self.filter)
 

@@ -156,6 +156,7 @@ class Solver(ABC, Generic[S]):
     check_every: int = field(default=1, kw_only=True)
 
     needs_value: ClassVar[bool] = False  # True if the method compares values of f: explicit problems only
+    takes_all_steps: ClassVar[bool] = False  # True if the residual of a step is an estimate, on which nothing may stop
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -218,7 +219,9 @@ class Solver(ABC, Generic[S]):
         for step in range(self.max_steps):
             if step % self.check_every == 0:
                 self._check_finite(state, active, step)
-                going = active & (state.residual > threshold[samples]) & ~state.stalled
+                going = active & ~state.stalled
+                if not self.takes_all_steps:
+                    going &= state.residual > threshold[samples]
                 going &= state.residual <= DIVERGED * scale[samples]
                 n_going = int(going.count_nonzero())
                 if n_going < n_active:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -92,13 +92,15 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
     Nesterov's. Every sample takes all steps, unless it diverges: a few measurements do not tell whether it has
     converged. The residual is that of all, from a pass over them at the start and at the end, n blocks at a time.
 
-    The sets are the same in every evaluation, and new ones in every step of training.
+    The sets are the same in every evaluation, and new ones in every step of training. In between, the residual of a
+    state is that of the measurements that the step looked at.
 
     Args:
         max_steps: Number of steps.
         tol: A sample counts as converged if ‖F(x)‖ ≤ tol · ‖F(x⁰)‖ at the end.
         n_views: n, the blocks of a step: views, illuminations, coils; at most all of them.
-        step_size: γ > 0; below 2/L, L the Lipschitz constant of F.
+        step_size: γ > 0; below 2/L, L the largest Lipschitz constant of (m/n)Σ_{i ∈ I} ∇gᵢ + λ∇R over the sets I: that
+            of F for views that see the same, up to m/n times as much for coils that see different parts.
         decay: Of γ_k = γ/(1 + k)^decay. 0: constant steps, which come to within a distance of order √γ of the solution,
             and nearer by averaging; in (½, 1]: they converge.
         average: Number of iterates at the end whose mean is returned; 1: the last one.
@@ -107,6 +109,8 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
     Raises:
         ValueError: If a number is outside of its range, or more iterates than steps are averaged.
     """
+
+    takes_all_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +128,7 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
         x = z - per_sample(self._length(k), z) * F
         return state._replace(
             x=self._mean(state.x, x, k, self.max_steps),
-            residual=torch.maximum(state.residual, norm(F.detach())),  # the largest: no sample leaves early
+            residual=norm(F.detach()),
             n_gradients=state.n_gradients + 1,
             iterate=x,
             previous=state.iterate,
@@ -146,7 +150,7 @@ class OnlineImplicit(_Online, BackwardRule):
 
     Args:
         n_views: n.
-        step_size: γ > 0.
+        step_size: γ > 0, bounded likewise.
         decay: Of γ_k, as in `OnlineGradientDescent`.
         average: Number of iterates at the end whose mean is used.
         momentum: β in [0, 1).

@@ -48,7 +48,7 @@ def test_subset_measures_what_the_whole_measures_there_in_the_order_asked_for(na
 
 
 @each
-@pytest.mark.parametrize("blocks", [[], [0, 0], [-1], [99], [0.0], [[0]]], ids=str)
+@pytest.mark.parametrize("blocks", [[], [0, 0], [-1], [99], [0.0], [[0]], [True, False]], ids=str)
 def test_what_is_no_subset_is_refused_in_words(name: str, blocks: list) -> None:
     A, x = BLOCKS[name]
     for use in (A.subset, lambda chosen: A.subset_data(A(x), chosen)):
@@ -69,3 +69,8 @@ def test_what_is_not_split_is_one_block(name: str) -> None:
 
 def test_views_stay_views_under_composition_and_scaling() -> None:
     assert {"scaled-radon", "multi-coil", "multi-coil-real"} <= BLOCKS.keys()
+
+
+def test_a_scaled_operator_starts_where_it_would_unscaled() -> None:
+    A, x = INSTANCES["radon"]
+    torch.testing.assert_close((0.3 * A).initialize((0.3 * A)(x)), A.initialize(A(x)))

@@ -10,8 +10,9 @@ import skimage.transform
 import torch
 from skimage.data import shepp_logan_phantom
 
+from elder.datamodules.phantoms import SheppLogan
 from elder.linalg import inner
-from elder.operators import Radon
+from elder.operators import Gaussian, Radon, Scene, Tomography
 from elder.operators.radon import ramp
 from tests.properties import random_like
 
@@ -84,6 +85,26 @@ def test_starts_from_filtered_back_projection(phantom: torch.Tensor, filter) -> 
     assert errors[1] < 0.8 * errors[0] and errors[1] < 0.06
 
 
+@pytest.mark.parametrize("arc", [30.0, 60.0, 90.0])
+def test_views_over_less_than_half_a_turn_weigh_what_they_cover(arc: float) -> None:
+    """All views together are half a turn, and so is the sum of their back-projections."""
+    x = SheppLogan(40).read(0, color=False)[None].double()
+    parts = [torch.arange(n, n + arc, 3.0) for n in torch.arange(0, 180, arc).tolist()]
+    whole = Radon(torch.arange(60) * 3.0, (40, 40))
+    found = sum(A.initialize(A(x)) for A in (Radon(part, (40, 40)) for part in parts))
+    torch.testing.assert_close(found, whole.initialize(whole(x)))
+
+
+def test_nothing_is_outside_of_the_disk_to_start_with() -> None:
+    x = SheppLogan(41).read(0, color=False)[None].double()
+    disk, square = (Radon(torch.arange(30) * 6.0, (41, 41), circle) for circle in (True, False))
+    offsets = torch.arange(41) - 20
+    outside = torch.hypot(offsets[:, None].double(), offsets.double()) > 20
+    start = disk.initialize(disk(x))
+    assert not start[..., outside].any()
+    torch.testing.assert_close(start, square.initialize(square(x)) * ~outside, rtol=0, atol=0.02)
+
+
 def test_views_over_a_whole_turn_weigh_half() -> None:
     x = torch.zeros(1, 1, 33, 33, dtype=torch.float64)
     x[..., 10:20, 12:25] = 1
@@ -104,6 +125,7 @@ def test_ramp_filter() -> None:
         ({"angles": torch.empty(0)}, r"expected angles in degrees, .* got .* \(0,\)"),
         ({"angles": torch.zeros(2, 2, 2)}, r"expected angles in degrees, .* got .* \(2, 2, 2\)"),
         ({"angles": torch.tensor([1.0, 90.0, 361.0])}, "each once .* got repeated ones"),
+        ({"angles": torch.tensor([0.0, 90.0, -1e-12])}, "got repeated ones"),
         ({"angles": torch.tensor([0.0, math.nan])}, "finite angles, .* got NaN or infinity"),
         ({"image_size": (1, 5)}, "at least 2×2 pixels"),
         ({"pixel_size": 0.0}, "pixel_size > 0"),
@@ -120,3 +142,18 @@ def test_images_and_sinograms_of_another_scan_are_refused_in_words() -> None:
     for use, wrong in ((A, (1, 1, 4, 5)), (A.adjoint, (1, 1, 3, 6)), (A.initialize, (1, 1, 2, 4))):
         with pytest.raises(ValueError, match=r"Radon: expected . \(.*for 2 views of 6 detectors .* got"):
             use(torch.zeros(wrong))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 64)])
+@pytest.mark.parametrize("n_views", [1, 10, 60])
+def test_scans_are_scaled_to_a_norm_of_at_most_about_one(size: tuple[int, int], n_views: int) -> None:
+    image = torch.zeros(1, 1, *size, dtype=torch.float64)
+    problem = Tomography(n_views, Gaussian(0.0))(Scene(image), [torch.Generator()])
+    norm = float(problem.A.norm(image, n_steps=100))
+    assert 0.4 < norm < 1.1 and (size[0] != size[1] or norm > 0.9)
+
+
+@pytest.mark.parametrize("change", [{"n_views": 0}, {"arc": 0.0}, {"arc": 270.0}, {"pixel_size": 0.0}])
+def test_bad_scans_are_refused_in_words(change: dict) -> None:
+    with pytest.raises(ValueError, match=r"Tomography: expected n_views >= 1, arc in \(0, 180\] or 360 and"):
+        Tomography(**({"n_views": 3, "noise": Gaussian(0.0)} | change))

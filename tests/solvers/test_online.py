@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elder.linalg import norm
+from elder.models.evaluation import Evaluation
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Regularizer
 from elder.operators import Identity, InverseProblem, Radon
@@ -136,6 +137,11 @@ def test_sets_are_the_same_in_evaluation_and_new_ones_in_training(problem: Inver
     assert not torch.equal(third, fourth)
     torch.manual_seed(3)
     assert torch.equal(reconstruction(problem).x, third)
+    found = []
+    for seed in (1, 2, 1):
+        reconstruction.seed = seed
+        found.append(reconstruction(problem).x)
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
 def gradients(reconstruction: Reconstruction, problem: InverseProblem) -> tuple[Tensor, Reconstruction]:
@@ -199,6 +205,20 @@ def test_without_views_it_is_gradient_descent_too() -> None:
     x = draw(2, 1, 4, 4)
     online = model(OnlineGradientDescent(5, 0, n_views=1, step_size=0.1))(InverseProblem(Identity(), x)).x
     torch.testing.assert_close(online, model(Picard(5, 0, GradientDescent(0.1)))(InverseProblem(Identity(), x)).x)
+
+
+def test_a_start_that_is_good_already_takes_all_steps(problem: InverseProblem) -> None:
+    """The threshold is for what is returned: neither an estimate nor a start from the last visit ends the iteration."""
+    reconstruction = model(OnlineGradientDescent(30, 0.9, n_views=4, step_size=step_size(problem)))
+    first = reconstruction(problem)
+    assert first.converged.all() and first.scale is not None
+    again = reconstruction(problem, (first.x.detach(), first.scale))
+    assert torch.equal(again.n_gradients, first.n_gradients) and (again.x != first.x).any()
+
+
+def test_lower_precision_early_in_the_solve_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"no dtype of the evaluation with OnlineGradientDescent, .* bfloat16"):
+        Reconstruction(Convex(), OnlineGradientDescent(5), evaluation=Evaluation(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
