@@ -17,7 +17,8 @@ from elder.ablation.planning.resolution import Part, Resolver
 from elder.ablation.planning.signatures import RefusedError, parse_whole
 from tests.runs import ROOT
 
-RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "model" in read_yaml(path)]
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "overlays"]
+RUNS = [path for path in CONFIGS if "model" in read_yaml(path)]
 MRI = read_yaml(ROOT / "configs" / "mri.yaml")
 STOP, PLUGIN = "pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.plugins.TorchSyncBatchNorm"
 STOPPING = {"class_path": STOP, "init_args": {"monitor": "val/psnr"}}

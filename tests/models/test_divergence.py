@@ -56,7 +56,7 @@ def test_training_learns_from_the_others(monkeypatch):
     loss, gradient = step(mixed, problem(0.1, 0.95))
     expected, expected_gradient = step(alone, problem(0.1))
     assert loss == pytest.approx(expected, rel=1e-12) and gradient == pytest.approx(expected_gradient, rel=1e-9)
-    assert mixed._count["diverged"] == 1 and all(abs(g) > 1e-6 for g in gradient)
+    assert mixed._shortfalls._counts["diverged"] == 1 and all(abs(g) > 1e-6 for g in gradient)
     with pytest.raises(FloatingPointError, match="LBFGS: all 2 solves of a training step diverged; lower"):
         step(module(), problem(0.95, 0.99))
 
