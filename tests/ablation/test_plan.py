@@ -301,7 +301,7 @@ def test_every_mistake_names_the_file_and_key_that_brought_it(folder: Path) -> N
         "study.yaml: set: trainer.max_epoch: unknown key; did you mean max_epochs?",
         "study.yaml: set: model.reconstruction.prior.regularizer.widths: expected int, got a",
         f"study.yaml: axes.backward.implicit: {RULE}: Option 'setps' is not accepted by Implicit, which takes",
-        f"study.yaml: axes.backward.jfb: {RULE}: expected BackwardRule (Implicit, JacobianFree, SHINE, ",
+        f"study.yaml: axes.backward.jfb: {RULE}: expected BackwardRule (Implicit, JacobianFree, OnlineImplicit, S",
         f"study.yaml: axes.{SOLVER}.tol[1]: {SOLVER}.tol: expected float, got fast",
         "study.yaml: axes.x.a: model.reconstruction.strength.b: expected model.reconstruction.strength to be a mapping",
         "study.yaml: axes.x.b: model: Option 'optimizr' is not accepted by DenoisingModule, which takes regularizer",
