@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from elder.operators.noise import Generators, Noise
 __all__ = ["Radon", "Tomography"]
 
 Filter = Literal["ramp", "hann"]
+Map = Callable[[Tensor], Tensor]
 
 _AT_ONCE = 1 << 24  # samples of rays that are in memory at a time
 
@@ -101,10 +102,14 @@ class Radon(LinearOperator):
         return self._checked("y", y)[..., self._expect_blocks(blocks).to(y.device), :]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._apply_to("x", x, _Project)
+        rays = self._rays(self._checked("x", x))
+        y = torch.cat([_Linear.apply(part, r.project, r.back_project) for part, r in rays])
+        return from_channels(self.pixel_size * y, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._apply_to("y", y, _BackProject)
+        rays = self._rays(self._checked("y", y))
+        x = torch.cat([_Linear.apply(part, r.back_project, r.project) for part, r in rays])
+        return from_channels(self.pixel_size * x, y)
 
     def initialize(self, y: Tensor) -> Tensor:
         """Filtered back-projection, (φ/n_views) h⁻² Aᵀ(ramp ∗ y), for views that are spread evenly.
@@ -132,15 +137,12 @@ class Radon(LinearOperator):
         self._expect(symbol, u, (None if n == 1 else n, None, *size), reason)
         return u
 
-    def _apply_to(self, symbol: str, u: Tensor, function: type[_Project] | type[_BackProject]) -> Tensor:
-        """Sample by sample where each has angles of its own."""
-        channels = to_channels(self._checked(symbol, u))
+    def _rays(self, u: Tensor) -> list[tuple[Tensor, _Rays]]:
+        """Real images or sinograms with their rays: sample by sample where each has angles of its own."""
+        channels = to_channels(u)
         parts = channels.split(1) if len(self.angles) > 1 else (channels,)
-        found = [
-            function.apply(part, _Rays(angles, self.image_size, self.n_detectors))
-            for part, angles in zip(parts, self.angles, strict=True)
-        ]
-        return from_channels(self.pixel_size * torch.cat(found), u)
+        rays = (_Rays(angles, self.image_size, self.n_detectors) for angles in self.angles)
+        return list(zip(parts, rays, strict=True))
 
 
 @dataclass(frozen=True)
@@ -247,33 +249,17 @@ class _Rays:
             yield angles, grid.flatten(0, 1)[None]
 
 
-class _Project(torch.autograd.Function):
-    """x ↦ Ax, whose derivative is `_BackProject`: `grid_sample` itself can be differentiated once only."""
+class _Linear(torch.autograd.Function):
+    """u ↦ Au of a pair A, Aᵀ, whose derivative is u ↦ Aᵀu: `grid_sample` itself can be differentiated once only."""
 
     @staticmethod
-    def forward(u: Tensor, rays: _Rays) -> Tensor:
-        return rays.project(u)
+    def forward(u: Tensor, apply: Map, transpose: Map) -> Tensor:
+        return apply(u)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Rays], output: Tensor) -> None:
-        ctx.rays = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Map, Map], output: Tensor) -> None:
+        _, ctx.map, ctx.transpose = inputs
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        return _BackProject.apply(cotangents[0], ctx.rays), None
-
-
-class _BackProject(torch.autograd.Function):
-    """y ↦ Aᵀy, whose derivative is `_Project`."""
-
-    @staticmethod
-    def forward(u: Tensor, rays: _Rays) -> Tensor:
-        return rays.back_project(u)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Rays], output: Tensor) -> None:
-        ctx.rays = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        return _Project.apply(cotangents[0], ctx.rays), None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        return _Linear.apply(cotangents[0], ctx.transpose, ctx.map), None, None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.operators import IntensityDiffraction
+from elder.operators import DiffractionTomography, Gaussian, IntensityDiffraction, Scene
 from elder.operators.diffraction import ring
 
 N, PIXEL, WAVELENGTH, NA, INDEX = 48, 0.18, 0.5, 0.6, 1.33
@@ -84,6 +84,14 @@ def test_slices_add_up() -> None:
     both, first, second = (microscope(directions, z) for z in ((-1.0, 1.0), (-1.0,), (1.0,)))
     x = torch.randn(2, 2, N, N, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(both(x), first(x[:, :1]) + second(x[:, 1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_reconstructions_start_from_nothing(dtype: torch.dtype) -> None:
+    image = torch.ones(1, 2, 16, 16, dtype=dtype)
+    A, y, *_ = DiffractionTomography(Gaussian(0.1), n_illuminations=3)(Scene(image), [torch.Generator()])
+    start = A.initialize(y)
+    assert start.shape == image.shape and start.dtype == dtype and not start.any()
 
 
 def test_ring() -> None:
