@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from elder.models.denoiser import Denoiser
 from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, configured
 from elder.models.regularizers.base import Prior
-from elder.models.scores import scores
+from elder.models.scores import scores, timed
 from elder.models.weights import check_weights, restore_prior
 from elder.operators.acquisition import InverseProblem
 
@@ -83,11 +82,8 @@ class DenoisingModule(LightningModule):
         """One row per method and image, and the images: the noisy one, and what was made of it."""
         problem, truth = batch.problem, _ground_truth(batch.problem)
         self._noise_range.check(problem.sigma, type(self.denoiser.regularizer).__name__)
-        self._synchronize()
-        start = time.perf_counter()
-        x = self(problem)
-        self._synchronize()
-        seconds = {"noisy": 0.0, LEARNED: time.perf_counter() - start}
+        x, taken = timed(lambda: self(problem), self.device)
+        seconds = {"noisy": 0.0, LEARNED: taken}
         self._record(x, batch, "test")
         images = {"noisy": problem.y, LEARNED: x}
         unknown = torch.full((len(batch.names),), math.nan)  # no equation is solved
@@ -116,10 +112,6 @@ class DenoisingModule(LightningModule):
         self.log(f"{split}/psnr", self.psnr, prog_bar=True, batch_size=n)
         self.log(f"{split}/ssim", self.ssim, batch_size=n)
         self.log(f"{split}/psnr_noisy", self.psnr_noisy, batch_size=n)
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _ground_truth(problem: InverseProblem) -> Tensor:

@@ -1,13 +1,31 @@
-"""Rows of results.csv."""
+"""What tests measure of a method: time, and rows of results.csv."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from elder.metrics import displayed, psnr, ssim_uniform
+
+T = TypeVar("T")
+
+
+def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What it returns, and the seconds until the device has done all of it."""
+    _synchronize(device)
+    start = time.perf_counter()
+    found = run()
+    _synchronize(device)
+    return found, time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def scores(
