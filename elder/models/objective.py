@@ -19,21 +19,13 @@ __all__ = ["Draws", "Objective"]
 
 
 class Draws:
-    """Random sets of blocks of the measurements.
+    """Random sets of blocks of the measurements: the same, in the same order, for the same seed."""
 
-    Args:
-        seed: The same sets in the same order; None: others in every use, as `torch.manual_seed` determines.
-    """
-
-    def __init__(self, seed: int | None = None) -> None:
-        self._seed = seed
-        self._generator: torch.Generator | None = None
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
 
     def blocks(self, m: int, n: int) -> Tensor:
         """n of the numbers 0 … m − 1, each at most once, in ascending order."""
-        if self._generator is None:  # only now, so that who draws nothing leaves the global generator alone
-            seed = int(torch.randint(2**62, ())) if self._seed is None else self._seed
-            self._generator = torch.Generator().manual_seed(seed)
         return torch.randperm(m, generator=self._generator)[:n].sort().values
 
 

@@ -81,8 +81,6 @@ class Reconstruction(nn.Module):
             self.log_sigma_factor = nn.Parameter(torch.tensor(float(sigma_factor)).log(), "sigma_factor" not in fixed)
         self.evaluation = evaluation
         self._evaluator: Evaluator | None = None
-        #: Of the random sets of measurements that online solvers draw in training; None: torch's generator gives one.
-        self.seed: int | None = None
         if not isinstance(prior, Regularizer):
             name = type(prior).__name__
             if self.solver.needs_value:
@@ -131,8 +129,8 @@ class Reconstruction(nn.Module):
         relative = self.log_sigma_factor.exp() * problem.sigma
         return relative if own is None else (own.square() + relative.square()).sqrt()
 
-    def objective(self, problem: InverseProblem) -> Objective:
-        """f for one batch of problems."""
+    def objective(self, problem: InverseProblem, seed: int = 0) -> Objective:
+        """f for one batch of problems, with the seed of the sets of measurements that online solvers draw."""
         return Objective(
             problem.A,
             problem.y,
@@ -141,7 +139,7 @@ class Reconstruction(nn.Module):
             self.strength,
             self.sigma(problem),
             self._evaluator_of_prior(),
-            draws=Draws(self.seed if self.training else 0),
+            draws=Draws(seed),
         )
 
     def forward(
@@ -150,6 +148,7 @@ class Reconstruction(nn.Module):
         start: tuple[Tensor, Tensor] | None = None,
         tolerances: Tolerances | None = None,
         watch: Watch | None = None,
+        seed: int = 0,
     ) -> Solution:
         """x̂ of every problem.
 
@@ -158,6 +157,7 @@ class Reconstruction(nn.Module):
             start: x⁰ and the scale of the residual, (B,), as a `WarmStart` gives them; A.initialize(y) by default.
             tolerances: In place of those of the solver and of the backward rule.
             watch: Sees the iterates (in full precision) as the solver does; the solution is then not differentiable.
+            seed: Of the sets of measurements that online solvers draw: another one in each step of training.
 
         Raises:
             ValueError: If a tolerance is below what rounding under the ambient autocast allows.
@@ -167,7 +167,7 @@ class Reconstruction(nn.Module):
         if tolerances is not None:
             solver = replace(solver, tol=tolerances.forward)
             rule = replace(rule, tol=tolerances.backward) if isinstance(rule, Implicit) else rule
-        objective, evaluation = self.objective(problem), self.evaluation
+        objective, evaluation = self.objective(problem, seed), self.evaluation
         _check_reachable(solver, rule, objective)
         solve = rule if watch is None else partial(_solve, watch)
         if evaluation is None or evaluation.dtype is None or isinstance(rule, Unrolled):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ss
 from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, configured
 from elder.models.reconstruction import Reconstruction, Tolerances
-from elder.models.scores import scores
+from elder.models.scores import scores, timed
 from elder.models.shortfalls import Shortfalls
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tracing import Increases
@@ -80,7 +79,7 @@ class ReconstructionModule(LightningModule):
         self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
         self._measured = NoiseRange()  # that of the measurements, in the training here
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
-        self._baselines = ({name: baseline.eval() for name, baseline in (baselines or {}).items()},)
+        self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
@@ -129,10 +128,7 @@ class ReconstructionModule(LightningModule):
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
             start = self._warm_start.start(samples, problem.A.initialize(problem.y))
-        # the same in a resumed run, and another one in every process
-        place = Key(self.current_epoch, batch_idx)
-        self.reconstruction.seed = generator(torch.initial_seed() + self.global_rank, place).initial_seed()
-        solution = self.reconstruction(problem, start, self._tolerances())
+        solution = self.reconstruction(problem, start, self._tolerances(), seed=self._seed(batch_idx))
         if self._warm_start is not None:
             self._warm_start.keep(samples, solution)
         loss = self._loss(solution, truth)
@@ -147,6 +143,10 @@ class ReconstructionModule(LightningModule):
         self.log("forward/gradients", solution.n_gradients.mean(), prog_bar=True, batch_size=n)
         self.log("forward/unconverged", short, reduce_fx="sum", batch_size=n)
         return loss
+
+    def _seed(self, batch_idx: int) -> int:
+        """Of what a step draws: the same in a resumed run, and another one in every process."""
+        return generator(torch.initial_seed() + self.global_rank, Key(self.current_epoch, batch_idx)).initial_seed()
 
     def _loss(self, solution: Solution, truth: Tensor) -> Tensor:
         """Over the samples that did not diverge: there is nothing to learn from where an iteration ran away to.
@@ -238,7 +238,7 @@ class ReconstructionModule(LightningModule):
         increases = Increases(self.reconstruction.objective(problem))
         for method, reconstruct in methods.items():
             options = {"watch": increases} if method == LEARNED else {}
-            solution, seconds = self._timed(partial(reconstruct, **options), problem)
+            solution, seconds = timed(partial(reconstruct, problem, **options), self.device)
             images[method] = solution.x
             found = solution.residual, solution.n_gradients, seconds
             rows += [] if batch.spare else scores(method, batch.names, solution.x, truth, *found)
@@ -271,17 +271,6 @@ class ReconstructionModule(LightningModule):
     def know_noise(self, checkpoint: Mapping[str, Any]) -> None:
         """The levels that the weights of a checkpoint were trained for, here."""
         self._told, self._measured = NoiseRange(), NoiseRange(checkpoint.get("measured_noise"))
-
-    def _timed(self, reconstruct: Any, problem: InverseProblem) -> tuple[Solution, float]:
-        self._synchronize()
-        start = time.perf_counter()
-        solution = reconstruct(problem)
-        self._synchronize()
-        return solution, time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _initialize(problem: InverseProblem) -> Solution:

@@ -74,7 +74,7 @@ def tune(
     will when the values are used: where R is not convex, another start may lead to another minimum.
 
     Args:
-        reconstruction: Its parameters are overwritten; in evaluation mode from now on.
+        reconstruction: Its parameters are overwritten.
         problems: Validation batches; never test data.
         parameters: Which, each once: some of `tunable`.
         factor: Half the width of the search interval, as a ratio above 1.
@@ -94,7 +94,6 @@ def tune(
     truths = [_ground_truth(problem) for problem in problems]
     logarithms = _checked(reconstruction, parameters)
     centre = [float(logarithm) for logarithm in logarithms.values()]
-    reconstruction.eval()
     search = _Search(reconstruction, problems, truths, logarithms, report)
     width = math.log(factor)
     bounds = [(c - width, c + width) for c in centre]

@@ -92,8 +92,8 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
     Nesterov's. Every sample takes all steps, unless it diverges: a few measurements do not tell whether it has
     converged. The residual is that of all, from a pass over them at the start and at the end, n blocks at a time.
 
-    The sets are the same in every evaluation, and new ones in every step of training. In between, the residual of a
-    state is that of the measurements that the step looked at.
+    The sets follow from a seed that comes with the problem, another one in every step of training. In between, the
+    residual of a state is that of the measurements that the step looked at.
 
     Args:
         max_steps: Number of steps.

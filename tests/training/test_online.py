@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from elder.models.reconstruction import Reconstruction
-from elder.models.reconstruction_module import ReconstructionModule
-from elder.models.regularizers import Ridge
+from elder.operators import InverseProblem
 from elder.reporting.metrics_log import read_metrics
+from elder.solvers import Solution
 from tests.runs import ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*solves fell short")
@@ -47,7 +47,15 @@ def test_a_resumed_run_draws_the_views_that_it_would_have_drawn(tmp_path: Path) 
     assert len(losses["whole"]) == 4 and losses["whole"] == losses["resumed"]
 
 
-def test_baselines_are_evaluated_with_the_same_views_every_time() -> None:
-    baseline = Reconstruction(Ridge(1, (2,)))
-    module = ReconstructionModule(Reconstruction(Ridge(1, (2,))), baselines={"ridge": baseline}).train()
-    assert module.reconstruction.training and not module.baselines["ridge"].training
+def test_every_step_draws_other_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    forward = Reconstruction.forward
+
+    def spied(self: Reconstruction, problem: InverseProblem, *args: Any, seed: int = 0, **options: Any) -> Solution:
+        seeds.append(seed)
+        return forward(self, problem, *args, seed=seed, **options)
+
+    monkeypatch.setattr(Reconstruction, "forward", spied)
+    run("fit", small(tmp_path), "--trainer.max_epochs=2", f"--run_dir={tmp_path / 'run'}")
+    training = [seed for seed in seeds if seed]
+    assert len(training) == len(set(training)) == 4 and len(seeds) == 4 + 2  # validation has one of its own
