@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elder.operators.elementary import Fourier
-
 __all__ = ["calibration_size", "espirit"]
 
-_AT_ONCE = 1 << 24  # complex numbers of the kernels' images in memory at a time
+_ROWS = 32  # of pixels whose matrices are in memory at a time
 
 
 def espirit(
@@ -98,17 +96,29 @@ def _patch_space(block: Tensor, k: int, threshold: float) -> Tensor:
 
 
 def _eigenvectors(v: Tensor, size: tuple[int, int], crop: float) -> Tensor:
-    """(coils, H, W): that of the largest eigenvalue at each pixel, zero where it is below `crop`."""
-    coils, k = v.shape[1:3]
-    H, W = size
-    matrices = v.new_zeros(H, W, coils, coils)
-    top, left = H // 2 - k // 2, W // 2 - k // 2
-    for part in v.split(max(1, _AT_ONCE // (coils * H * W))):
-        padded = part.new_zeros(len(part), coils, H, W)
-        padded[..., top : top + k, left : left + k] = part.conj()
-        h = Fourier()(padded)
-        matrices += torch.einsum("jchw,jdhw->hwcd", h.conj(), h)
-    values, vectors = torch.linalg.eigh(matrices * (H * W / k**2))
+    """(coils, H, W): that of the largest eigenvalue at each pixel, zero where it is below `crop`.
+
+    The entries of the matrices are trigonometric polynomials of the pixel, whose coefficients are the correlations of
+    the patches, Σ_j Σ_p v_jc(p) v̄_jd(p + l): few numbers, evaluated wherever they are wanted.
+    """
+    n, k = 2 * v.shape[-1] - 1, v.shape[-1]
+    f = torch.fft.fft2(v.conj(), s=(n, n))
+    correlations = torch.fft.fftshift(torch.fft.ifft2(torch.einsum("jcuv,jduv->cduv", f.conj(), f)), dim=(-2, -1)) / k**2
+    rows, columns = (_waves(side, k).to(v) for side in size)
+    across = correlations @ columns.mT  # (coils, coils, n, W)
+    maps = [_eigenvector(torch.einsum("hu,cduw->hwcd", part, across), crop) for part in rows.split(_ROWS)]
+    return torch.cat(maps).movedim(-1, 0)
+
+
+def _waves(side: int, k: int) -> Tensor:
+    """e^{−2πi (r − side // 2) l / side} for pixels r and lags |l| < k, (side, 2k − 1)."""
+    pixels, lags = torch.arange(side).double() - side // 2, torch.arange(1 - k, k).double()
+    angles = -2 * torch.pi / side * torch.outer(pixels, lags)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _eigenvector(matrices: Tensor, crop: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrices)
     maps, first = vectors[..., -1], vectors[..., :1, -1]
     phase = torch.where(first == 0, 1, first / first.abs().clamp_min(torch.finfo(torch.float64).tiny))
-    return (maps * phase.conj() * (values[..., -1:] > crop)).movedim(-1, 0)
+    return maps * phase.conj() * (values[..., -1:] > crop)
