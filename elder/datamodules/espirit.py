@@ -103,7 +103,9 @@ def _eigenvectors(v: Tensor, size: tuple[int, int], crop: float) -> Tensor:
     """
     n, k = 2 * v.shape[-1] - 1, v.shape[-1]
     f = torch.fft.fft2(v.conj(), s=(n, n))
-    correlations = torch.fft.fftshift(torch.fft.ifft2(torch.einsum("jcuv,jduv->cduv", f.conj(), f)), dim=(-2, -1)) / k**2
+    correlations = (
+        torch.fft.fftshift(torch.fft.ifft2(torch.einsum("jcuv,jduv->cduv", f.conj(), f)), dim=(-2, -1)) / k**2
+    )
     rows, columns = (_waves(side, k).to(v) for side in size)
     across = correlations @ columns.mT  # (coils, coils, n, W)
     maps = [_eigenvector(torch.einsum("hu,cduw->hwcd", part, across), crop) for part in rows.split(_ROWS)]

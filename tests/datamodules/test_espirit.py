@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder.datamodules.espirit import calibration_size, espirit
+from elder.datamodules.espirit import _eigenvectors, calibration_size, espirit
 from elder.datamodules.phantoms import SheppLogan
 from elder.operators.elementary import Fourier
+from tests.solvers.problems import draw
 
 SIZE, COILS = (64, 56), 4
 
@@ -46,11 +47,20 @@ def test_finds_the_simulated_maps() -> None:
     assert maps[0].imag.abs().max() < 1e-12 and (maps[0].real >= -1e-12).all()
 
 
-def test_kernel_images_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kspace, _ = simulated()
-    whole = espirit(kspace, (24, 24))
-    monkeypatch.setattr("elder.datamodules.espirit._AT_ONCE", 3 * COILS * 64 * 56)
-    torch.testing.assert_close(espirit(kspace, (24, 24)), whole)
+def test_the_matrices_are_those_of_the_definition() -> None:
+    """k⁻² Σ_j h̄_j h_jᵀ from the Fourier transforms of the v̄_j; the vectors at any eigenvalue, in parts as at once."""
+    k, (H, W) = 5, (70, 9)
+    v = torch.complex(draw(4, COILS, k, k, seed=3), draw(4, COILS, k, k, seed=4))
+    padded = v.new_zeros(4, COILS, H, W)
+    padded[..., H // 2 - k // 2 : H // 2 - k // 2 + k, W // 2 - k // 2 : W // 2 - k // 2 + k] = v.conj()
+    h = Fourier()(padded)
+    matrices = torch.einsum("jchw,jdhw->hwcd", h.conj(), h) * (H * W / k**2)
+    values, vectors = torch.linalg.eigh(matrices)
+    maps = _eigenvectors(v, (H, W), float(values[..., -1].median()))
+    kept = values[..., -1] > values[..., -1].median()
+    assert torch.equal((maps != 0).any(0), kept)
+    overlap = (vectors[..., -1].conj() * maps.movedim(0, -1)).sum(-1).abs()
+    torch.testing.assert_close(overlap[kept], torch.ones_like(overlap[kept]))
 
 
 def test_calibration_region_is_found() -> None:
