@@ -82,7 +82,7 @@ def changed(finished: Path, folder: Path, old: str, new: str) -> Path:
         (
             "class_path: FastMRI",
             "class_path: FastMRT",
-            "data: expected ImagingDataModule (BSD, BundledImages, BundledMRI, FastMRI",
+            "data: expected ImagingDataModule (BSD, BundledImages, BundledMRI, BundledParallelMRI, FastMRI",
         ),
     ],
 )

@@ -146,7 +146,14 @@ def _bsd(folder: Path) -> dict[str, Any]:
     return TINY | {"root": str(folder)}
 
 
-DATA = {"BundledMRI": _bundled_mri, "BundledImages": _images, "Images": _images, "FastMRI": _fastmri, "BSD": _bsd}
+DATA = {
+    "BundledMRI": _bundled_mri,
+    "BundledParallelMRI": _bundled_mri,
+    "BundledImages": _images,
+    "Images": _images,
+    "FastMRI": _fastmri,
+    "BSD": _bsd,
+}
 NETWORKS = {"DnCNN": {"features": 2, "depth": 1}, "DRUNet": {"widths": [2, 2], "blocks": 1}}
 
 

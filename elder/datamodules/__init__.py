@@ -1,9 +1,9 @@
 """Data modules: where scenes come from, and the step from a scene to an inverse problem."""
 
-from elder.datamodules.bundled import BundledMRI
+from elder.datamodules.bundled import BundledMRI, BundledParallelMRI
 from elder.datamodules.bundled_images import BundledImages
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
 from elder.datamodules.phantoms import Ellipses, SheppLogan
 
-__all__ = ["BSD", "BundledImages", "BundledMRI", "Ellipses", "FastMRI", "Images", "SheppLogan"]
+__all__ = ["BSD", "BundledImages", "BundledMRI", "BundledParallelMRI", "Ellipses", "FastMRI", "Images", "SheppLogan"]

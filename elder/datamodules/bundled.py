@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elder.datamodules.coils import Coils, birdcage
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_files import read_volume
 from elder.datamodules.fastmri_writing import write_volume
@@ -107,24 +109,89 @@ class BundledMRI(FastMRI):
     def prepare_data(self) -> None:
         """Write the volumes that are missing or damaged.
 
-        Several processes may do so at once: each file appears whole, and with the same contents whoever wrote it.
+        Raises:
+            OSError: If the cache cannot be written.
+        """
+        _write(self, lambda magnitude: torch.complex(magnitude, torch.zeros_like(magnitude)))
+
+
+class BundledParallelMRI(FastMRI):
+    """The images of `BundledMRI` as multi-coil fastMRI volumes: 28 train, 3 validate, 6 test.
+
+    Eight simulated coils see x = m e^{iφ}, m the magnitude and φ a smooth phase that turns by about one radian: k_c =
+    F(S_c x), see `birdcage`. The volumes are read like measured ones: sensitivities are estimated from the calibration
+    lines, and images are complex.
+
+    Args:
+        acquisition: Draws operator and noise for every scene.
+        center_fraction: Fraction of the columns, around DC, from which coil sensitivities are estimated; at most the
+            smallest center fraction of the masks.
+        coils: What is done with the coils, and how their sensitivities are estimated; null: nothing, and from a
+            low-pass.
+        batch_size: Scenes per training step and process.
+        eval_batch_size: Scenes per evaluation step and process.
+        num_workers: Loader processes (0: load in the main process).
+        seed: Seed of operators and noise in evaluation.
+        train_seed: Seed of order, operators and noise in training; null: `seed`.
+    """
+
+    N_COILS = 8
+
+    def __init__(
+        self,
+        acquisition: Acquisition,
+        center_fraction: float = 0.08,
+        coils: Coils | None = None,
+        batch_size: int = 4,
+        eval_batch_size: int = 3,
+        num_workers: int = 0,
+        seed: int = 0,
+        train_seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            acquisition,
+            root=cache_folder(),
+            challenge="multicoil",
+            image_size=None,
+            center_fraction=center_fraction,
+            coils=coils,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            train_seed=train_seed,
+        )
+
+    def prepare_data(self) -> None:
+        """Write the volumes that are missing or damaged.
 
         Raises:
             OSError: If the cache cannot be written.
         """
-        for split, name, patient, images in VOLUMES:
-            path = self._folder(split) / name
-            if _is_intact(path):
-                continue
-            magnitude = images()
-            kspace = Fourier()(torch.complex(magnitude, torch.zeros_like(magnitude)))
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_volume(path, kspace, acquisition="unknown", patient_id=patient)
-            except OSError as error:
-                raise OSError(
-                    f"BundledMRI: expected a cache folder to write to, got: {error}; set XDG_CACHE_HOME to another one"
-                ) from error
+        maps = birdcage(self.N_COILS, SIZE)
+        rows, columns = (torch.linspace(-1, 1, n) for n in SIZE)
+        phase = 0.5 + 0.4 * columns - 0.3 * rows[:, None] + 0.5 * rows[:, None] * columns
+        seen = maps * torch.polar(torch.ones_like(phase), phase)
+        _write(self, lambda magnitude: magnitude[:, None] * seen)
+
+
+def _write(data: FastMRI, images: Callable[[Tensor], Tensor]) -> None:
+    """The volumes that are missing or damaged, each the Fourier transform of what becomes of its magnitude.
+
+    Several processes may do so at once: each file appears whole, and with the same contents whoever wrote it.
+    """
+    for split, name, patient, magnitude in VOLUMES:
+        path = data.root / f"{data.challenge}_{split}" / name
+        if _is_intact(path):
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_volume(path, Fourier()(images(magnitude())), acquisition="unknown", patient_id=patient)
+        except OSError as error:
+            raise OSError(
+                f"{type(data).__name__}: expected a cache folder to write to, got: {error}; set XDG_CACHE_HOME to "
+                "another one"
+            ) from error
 
 
 def cache_folder() -> Path:

@@ -15,7 +15,7 @@ def espirit(
     calibration: tuple[int, int] | None = None,
     kernel_size: int = 6,
     threshold: float = 0.02,
-    crop: float = 0.9,
+    crop: float = 0.8,
 ) -> Tensor:
     """Sensitivities S_c of unit length, Σ_c|S_c|² = 1, where there is signal; zero elsewhere (Uecker et al., 2014).
 

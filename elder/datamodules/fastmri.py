@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from elder.datamodules.base import ImagingDataModule, Item, Key
+from elder.datamodules.coils import Coils
 from elder.datamodules.fastmri_files import (
     Volume,
     center_crop,
@@ -19,7 +20,6 @@ from elder.datamodules.fastmri_files import (
     read_volume,
 )
 from elder.datamodules.fastmri_writing import write_reconstruction
-from elder.datamodules.sensitivity import estimate_maps
 from elder.operators.acquisition import Acquisition, Scene
 from elder.operators.elementary import Fourier
 
@@ -38,8 +38,9 @@ class FastMRISlices(Dataset[Item]):
         image_size: tuple[int, int] | None,
         real_images: bool,
         center_fraction: float,
+        coils: Coils,
     ) -> None:
-        self.slices, self.image_size = slices, image_size
+        self.slices, self.image_size, self.coils = slices, image_size, coils
         self.real_images, self.center_fraction = real_images, center_fraction
 
     def __len__(self) -> int:
@@ -57,17 +58,26 @@ class FastMRISlices(Dataset[Item]):
         """Image (1, H, W), k-space and maps (coils, H, W), each None where the scene does without."""
         fourier = Fourier()
         size = self._crop_size(volume)
-        coil_images = center_crop(fourier.adjoint(kspace), size)
         maps = None
         if volume.n_coils:
-            start, stop = self._low_frequencies(volume)
-            maps = center_crop(estimate_maps(kspace, start, stop), size)
+            kspace, maps = self._coils(volume, kspace)
+            maps = center_crop(maps, size)
+        coil_images = center_crop(fourier.adjoint(kspace), size)
         is_measured = volume.n_coils is not None or volume.mask is not None
         measured = fourier(coil_images) if is_measured and size != volume.size else kspace
         if volume.mask is not None:
             return None, measured, maps
         image = coil_images if maps is None else (maps.conj() * coil_images).sum(0, keepdim=True)
         return image.abs() if self.real_images else image, measured if is_measured else None, maps
+
+    def _coils(self, volume: Volume, kspace: Tensor) -> tuple[Tensor, Tensor]:
+        """k-space of the coils that are left, and their sensitivities."""
+        columns = self._low_frequencies(volume)
+        try:
+            kspace = self.coils.combined(kspace, *columns)
+            return kspace, self.coils.sensitivities(kspace, *columns)
+        except ValueError as error:
+            raise ValueError(f"{volume.path}: {error}") from error
 
     def _crop_size(self, volume: Volume) -> tuple[int, int]:
         """Of undersampled k-space the rows alone may be cropped: a column crop mixes sampled and missing columns."""
@@ -104,6 +114,8 @@ class FastMRI(ImagingDataModule):
         real_images: Take the magnitude as ground truth: for single-coil volumes made from magnitude images.
         center_fraction: Fraction of the columns, around DC, from which coil sensitivities are estimated; at most the
             smallest center fraction of the masks, lest the estimate uses what was not measured.
+        coils: What is done with several coils, and how their sensitivities are estimated; null: nothing, and from a
+            low-pass.
         volume_sample_rate: Fraction of the training volumes that is used, drawn by `seed`.
         sample_rate: Fraction of the training slices that is used, drawn by `seed`.
         batch_size: Scenes per training step and process.
@@ -124,6 +136,7 @@ class FastMRI(ImagingDataModule):
         image_size: tuple[int, int] | None = (320, 320),
         real_images: bool = False,
         center_fraction: float = 0.04,
+        coils: Coils | None = None,
         volume_sample_rate: float = 1.0,
         sample_rate: float = 1.0,
         batch_size: int = 1,
@@ -145,6 +158,7 @@ class FastMRI(ImagingDataModule):
             )
         self.root, self.challenge = Path(root), challenge
         self.image_size, self.real_images, self.center_fraction = image_size, real_images, center_fraction
+        self.coils = coils or Coils()
         self.volume_sample_rate, self.sample_rate = volume_sample_rate, sample_rate
 
     def setup(self, stage: str) -> None:
@@ -214,7 +228,7 @@ class FastMRI(ImagingDataModule):
         return volumes
 
     def _dataset(self, slices: Sequence[tuple[Volume, int]]) -> FastMRISlices:
-        return FastMRISlices(slices, self.image_size, self.real_images, self.center_fraction)
+        return FastMRISlices(slices, self.image_size, self.real_images, self.center_fraction, self.coils)
 
 
 def _slices(volumes: Sequence[Volume]) -> list[tuple[Volume, int]]:

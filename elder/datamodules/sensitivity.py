@@ -1,39 +1,87 @@
-"""Coil sensitivities from the fully sampled center of k-space."""
+"""Coil sensitivities from the fully sampled center of k-space, in either of two ways."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from elder.datamodules.espirit import espirit
 from elder.datamodules.fastmri_files import root_sum_of_squares
 from elder.operators.elementary import Fourier
 
+__all__ = ["Espirit", "LowPass", "Sensitivities"]
 
-def estimate_maps(kspace: Tensor, start: int, stop: int) -> Tensor:
+
+class Sensitivities(ABC):
+    """A way to estimate them."""
+
+    @abstractmethod
+    def __call__(self, kspace: Tensor, start: int, stop: int) -> Tensor:
+        """Maps S with Σ|S_c|² = 1, at least where there is signal.
+
+        Args:
+            kspace: (coils, H, W) complex, DC at (H // 2, W // 2).
+            start: First of the fully sampled columns around DC.
+            stop: One past the last.
+
+        Returns:
+            Shape of kspace.
+
+        Raises:
+            ValueError: If the columns do not hold DC, or are too few.
+        """
+
+
+@dataclass(frozen=True)
+class LowPass(Sensitivities):
     """S_c = x_c / √Σ|x_c|², x_c the coil images of the lines about DC alone, low-passed by a separable Hann window.
 
-    Σ|S_c|² = 1. The maps share the phase of the low-passed images, so that Σ S̄_c x_c is nearly real.
+    The maps share the phase of the low-passed images, so that Σ S̄_c x_c is nearly real.
+    """
+
+    def __call__(self, kspace: Tensor, start: int, stop: int) -> Tensor:
+        half = _half_width(kspace, start, stop)
+        rows, columns = (_hann(n, half) for n in kspace.shape[-2:])
+        low_pass = Fourier().adjoint(kspace * rows[:, None] * columns)
+        return low_pass / root_sum_of_squares(low_pass).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-3)
+
+
+@dataclass(frozen=True)
+class Espirit(Sensitivities):
+    """Those of ESPIRiT (Uecker et al., 2014), see `espirit`; zero where there is no signal.
+
+    They do not blur where images have edges, and take about a second for a slice of eight coils.
 
     Args:
-        kspace: (…, coils, H, W) complex, DC at (H // 2, W // 2).
-        start: First of the fully sampled columns around DC.
-        stop: One past the last.
-
-    Returns:
-        Maps, shape of kspace.
-
-    Raises:
-        ValueError: If the columns do not hold DC.
+        kernel_size: Side of the patches of k-space, in samples; fewer than the fully sampled columns.
+        threshold: Of the singular values of the patches, relative to the largest.
+        crop: Eigenvalue below which a pixel has no signal.
+        n_rows: At most so many rows about DC are looked at.
     """
+
+    kernel_size: int = 6
+    threshold: float = 0.02
+    crop: float = 0.8
+    n_rows: int = 24
+
+    def __call__(self, kspace: Tensor, start: int, stop: int) -> Tensor:
+        n_columns = 2 * _half_width(kspace, start, stop) + 1
+        calibration = min(self.n_rows, kspace.shape[-2]), n_columns
+        return espirit(kspace, calibration, self.kernel_size, self.threshold, self.crop)
+
+
+def _half_width(kspace: Tensor, start: int, stop: int) -> int:
+    """Columns on either side of DC that are fully sampled."""
     half = min(kspace.shape[-1] // 2 - start, stop - 1 - kspace.shape[-1] // 2)
     if half < 0:
         raise ValueError(
             f"coil sensitivities: expected fully sampled columns around DC (column {kspace.shape[-1] // 2}), got "
             f"[{start}, {stop}); sample the center"
         )
-    rows, columns = (_hann(n, half) for n in kspace.shape[-2:])
-    low_pass = Fourier().adjoint(kspace * rows[:, None] * columns)
-    return low_pass / root_sum_of_squares(low_pass).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-3)
+    return half
 
 
 def _hann(n: int, half_width: int) -> Tensor:

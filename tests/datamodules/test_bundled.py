@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from elder.datamodules.base import VALIDATION, Item, Key
-from elder.datamodules.bundled import SIZE, VOLUMES, BundledMRI, Head, cache_folder
+from elder.datamodules.bundled import SIZE, VOLUMES, BundledMRI, BundledParallelMRI, Head, cache_folder
+from elder.datamodules.coils import Coils
+from elder.datamodules.sensitivity import Espirit
+from elder.operators.elementary import Fourier
 from elder.operators.masks import EquispacedFractionMask
 from elder.operators.mri import CartesianMRI
 from elder.operators.noise import Gaussian
@@ -85,6 +88,25 @@ def test_a_test_problem_is_a_simulated_one(data: BundledMRI) -> None:
     assert problem.x is not None
     residual = torch.view_as_real(problem.y - problem.A(problem.x))[(problem.y != 0)]
     assert float(residual.std()) == pytest.approx(0.01, rel=0.05)
+
+
+def test_coils_see_the_same_heads(data: BundledMRI) -> None:
+    parallel = BundledParallelMRI(ACQUISITION, coils=Coils(Espirit(threshold=5e-3)))
+    parallel.prepare_data()
+    for stage in ("fit", "test"):
+        data.setup(stage)
+        parallel.setup(stage)
+    for split in ("train", "val", "test"):
+        for one, eight in zip(items(data, split)[-2:], items(parallel, split)[-2:], strict=True):
+            assert one.name == eight.name
+            x, kspace, maps = eight.scene.image, eight.scene.kspace, eight.scene.maps
+            assert one.scene.image is not None and x is not None and kspace is not None and maps is not None
+            assert kspace.shape == maps.shape == (8, *SIZE) and x.is_complex()
+            assert x.real.std() > 0 and x.imag.std() > 0.1 * x.real.std()  # a phase that varies
+            head = one.scene.image > 0.3
+            torch.testing.assert_close(x.abs()[head], one.scene.image[head], atol=0.03, rtol=0)
+            missed = Fourier()(maps * x) - kspace  # what the estimated sensitivities do not explain
+            assert missed.norm() < 0.03 * kspace.norm()
 
 
 def test_a_damaged_cache_is_mended(data: BundledMRI) -> None:
