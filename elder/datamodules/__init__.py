@@ -4,6 +4,16 @@ from elder.datamodules.bundled import BundledMRI, BundledParallelMRI
 from elder.datamodules.bundled_images import BundledImages
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
-from elder.datamodules.phantoms import Ellipses, SheppLogan
+from elder.datamodules.phantoms import Cells, Ellipses, SheppLogan
 
-__all__ = ["BSD", "BundledImages", "BundledMRI", "BundledParallelMRI", "Ellipses", "FastMRI", "Images", "SheppLogan"]
+__all__ = [
+    "BSD",
+    "BundledImages",
+    "BundledMRI",
+    "BundledParallelMRI",
+    "Cells",
+    "Ellipses",
+    "FastMRI",
+    "Images",
+    "SheppLogan",
+]

@@ -1,4 +1,4 @@
-"""Simulated objects for tomography: the phantom of Shepp and Logan, and random ellipses to learn from."""
+"""Simulated objects for tomography: the phantom of Shepp and Logan, random ellipses and cells to learn from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from elder.datamodules.base import Key, generator
 from elder.datamodules.image_files import ImageSource
 
-__all__ = ["Ellipses", "SheppLogan"]
+__all__ = ["Cells", "Ellipses", "SheppLogan"]
 
 #: Intensity, half-axes, centre (x to the right, y up) and rotation in degrees, in the square [−1, 1]²: the phantom of
 #: Shepp and Logan (1974) with the contrast of Toft (1996), in which the inner structures can be seen.
@@ -126,6 +126,62 @@ class Ellipses(ImageSource):
         body = (0.3 + 0.3 * u[0, 0], 0.7 + 0.2 * u[0, 1], 0.7 + 0.2 * u[0, 2], 0.0, 0.0, 180 * u[0, 5])
         ellipses[0] = torch.tensor([float(value) for value in body])
         return _image(draw_ellipses(ellipses, self.size), color)
+
+
+@dataclass(frozen=True)
+class Cells(ImageSource):
+    """Transparent objects in a medium, complex, a channel for each of their slices: what a microscope looks through.
+
+    The real part, which shifts the phase of light, is that of an ellipsoid with 4 to 12 smaller ones inside; the
+    imaginary part, which absorbs it, that of up to 3 of these, at a tenth to a third. Each is a function of the seed
+    and its number alone.
+
+    Args:
+        number: Of objects.
+        size: Side of a slice, pixels.
+        n_slices: Evenly spaced in depth; the object is as thick as all of them.
+        seed: Two sources of different seeds have no object in common.
+
+    Raises:
+        ValueError: If number < 1, size < 2 or n_slices < 1.
+    """
+
+    number: int
+    size: int = 96
+    n_slices: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, self.size, min(self.number, self.n_slices))
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        return [f"cell_{self.seed}_{index}" for index in range(self.number)]
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:  # type: ignore[override]
+        return [(self.size, self.size)] * self.number
+
+    def read(self, index: int, color: bool) -> Tensor:
+        """(n_slices, size, size) complex64; they have no color."""
+        draws = generator(self.seed, Key(0, index))
+        n = 4 + int(torch.randint(9, (), generator=draws))
+        u = torch.rand(n + 1, 8, generator=draws, dtype=torch.float64)
+        radius, angle = 0.45 * u[:, 0].sqrt(), 2 * math.pi * u[:, 1]
+        centre = torch.stack((radius * angle.cos(), radius * angle.sin(), u[:, 2] - 0.5), dim=1)
+        axes = 0.06 + 0.2 * u[:, 3:6].square()
+        intensity = 0.1 + 0.4 * u[:, 6]
+        centre[0], axes[0], intensity[0] = 0, 0.6 + 0.2 * u[0, 3:6], 0.2 + 0.2 * u[0, 6]
+        absorption = intensity * (0.1 + 0.23 * u[:, 6])
+        absorption[0] = absorption[4:] = 0
+        depths = (2 * torch.arange(self.n_slices, dtype=torch.float64) + 1) / self.n_slices - 1
+        slices = []
+        for z in depths:
+            share = (1 - ((z - centre[:, 2]) / axes[:, 2]).square()).clamp_min(1e-6).sqrt()[:, None]
+            ellipses = torch.cat((axes[:, :2] * share, centre[:, :2], 180 * u[:, 7:]), dim=1)
+            parts = (torch.cat((value[:, None], ellipses), dim=1) for value in (intensity, absorption))
+            slices.append(torch.complex(*(draw_ellipses(part, self.size) for part in parts)))
+        return torch.stack(slices).to(torch.complex64)
 
 
 def _image(image: Tensor, color: bool) -> Tensor:

@@ -10,7 +10,7 @@ import skimage.data
 import skimage.transform
 import torch
 
-from elder.datamodules.phantoms import Ellipses, SheppLogan, draw_ellipses
+from elder.datamodules.phantoms import Cells, Ellipses, SheppLogan, draw_ellipses
 
 
 def test_shepp_and_logans_phantom_is_that_of_scikit_image() -> None:
@@ -58,7 +58,22 @@ def test_color_repeats_gray() -> None:
     assert gray.shape == (1, 16, 16) and torch.equal(color, gray.expand(3, -1, -1)) and gray.dtype == torch.float32
 
 
-@pytest.mark.parametrize("make", [lambda: Ellipses(0), lambda: Ellipses(1, 1), lambda: SheppLogan(1)])
+def test_cells_are_ellipsoids_cut_into_slices() -> None:
+    source = Cells(12, 64, n_slices=5, seed=3)
+    cells = torch.stack([source.read(i, color=False) for i in range(12)])
+    assert cells.shape == (12, 5, 64, 64) and cells.dtype == torch.complex64
+    areas = (cells.real > 0.05).float().mean((2, 3))
+    assert (areas[:, 2] >= areas[:, 1]).all() and (areas[:, 1] >= areas[:, 0]).all()  # widest in the middle
+    torch.testing.assert_close(areas[:, :2], areas[:, 3:].flip(1), atol=0.03, rtol=0)
+    assert 0 < cells.imag.max() < 0.34 and (cells.real[cells.imag > 0] > 0).all()  # what absorbs also refracts
+    assert torch.equal(cells[2], Cells(3, 64, n_slices=5, seed=3).read(2, color=True))
+    assert not torch.equal(cells[2], Cells(3, 64, n_slices=5, seed=4).read(2, color=False))
+    assert not cells[:, :, 0].abs().any() and not cells[:, :, :, -1].abs().any()  # in a medium
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Ellipses(0), lambda: Ellipses(1, 1), lambda: SheppLogan(1), lambda: Cells(1, 8, n_slices=0)]
+)
 def test_bad_arguments_are_refused_in_words(make) -> None:
     with pytest.raises(ValueError, match="expected at least 1 image of at least 2 pixels"):
         make()
