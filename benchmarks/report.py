@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,20 +43,25 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 def document(results: dict[str, Any]) -> None:
     """Write tables between the marks of docs/performance.md, and the plots beside it."""
-    text = DOCUMENT.read_text()
-    parts = {"machine": _machine(results["machine"])}
+    parts = {"machine": machine_line(results["machine"])}
     for section in ("evaluation", "training", "bed", "overhead", "reconstruction"):
         if section in results:
-            parts[section] = "\n\n".join(_markdown(grid) for grid in grids({section: results[section]}))
+            parts[section] = "\n\n".join(markdown(grid) for grid in grids({section: results[section]}))
+    fill(DOCUMENT, parts)
+    plot(results, PICTURES)
+
+
+def fill(document: Path, parts: Mapping[str, str]) -> None:
+    """Write contents between the marks of a document that bear their names."""
+    text = document.read_text()
     for name, content in parts.items():
         pattern = re.compile(f"(<!-- begin {name} -->).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(
-                f"{DOCUMENT}: expected the marks <!-- begin {name} --> and <!-- end {name} -->, found none"
+                f"{document}: expected the marks <!-- begin {name} --> and <!-- end {name} -->, found none"
             )
         text = pattern.sub(lambda match, content=content: f"{match[1]}\n{content}\n{match[2]}", text)
-    DOCUMENT.write_text(text)
-    plot(results, PICTURES)
+    document.write_text(text)
 
 
 def grids(results: dict[str, Any]) -> Iterator[Grid]:
@@ -249,14 +254,16 @@ def _reconstruction(case: dict[str, Any]) -> Grid:
     return Grid(f"{case['case']}: to ‖∇f‖ ≤ {case['tolerance']:g} ‖∇f(x⁰)‖", columns, rows)
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def machine_line(machine: dict[str, Any]) -> str:
+    """What the numbers of a document were measured on."""
     return (
         f"Measured on {machine['date']} at commit {machine['commit']}: {machine['cpu']}, "
         f"{machine['threads']} thread(s), PyTorch {machine['torch']}, seed {machine['seed']}."
     )
 
 
-def _markdown(grid: Grid) -> str:
+def markdown(grid: Grid) -> str:
+    """A table under its title."""
     lines = [f"**{grid.title}**", "", f"| {' | '.join(grid.columns)} |"]
     lines.append(f"|{'|'.join(['---'] + ['--:'] * (len(grid.columns) - 1))}|")
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in grid.rows)])
