@@ -2,6 +2,7 @@
 
 from elder.datamodules.bundled import BundledMRI, BundledParallelMRI
 from elder.datamodules.bundled_images import BundledImages
+from elder.datamodules.ct_files import Dicom, LoDoPaB
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
 from elder.datamodules.phantoms import Cells, Ellipses, SheppLogan
@@ -12,8 +13,10 @@ __all__ = [
     "BundledMRI",
     "BundledParallelMRI",
     "Cells",
+    "Dicom",
     "Ellipses",
     "FastMRI",
     "Images",
+    "LoDoPaB",
     "SheppLogan",
 ]
