@@ -1,0 +1,148 @@
+"""What can be certified of a reconstruction at its solution: sensitivity to the data, curvature, worst perturbation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elder.linalg import norm, per_sample
+from elder.models.objective import Objective
+from elder.models.reconstruction import Reconstruction
+from elder.operators.acquisition import InverseProblem
+from elder.solvers.krylov import GMRES, Symmetric
+from elder.solvers.lanczos import lanczos
+from elder.solvers.linear import LinearMap, LinearSolver
+
+__all__ = ["Certificate", "certify"]
+
+
+class Certificate(NamedTuple):
+    """Of every sample of a batch, (B,) each.
+
+    With M = ∂F/∂x at x̂, the Hessian of f where there is one: local statements, at this x̂ and this y.
+
+    Args:
+        curvature: Smallest eigenvalue of (M + Mᵀ)/2; positive: x̂ is a strict minimum, and the only fixed point near by.
+        curvature_error: An eigenvalue lies within that of it; 0 where it is found exactly.
+        lipschitz: Largest eigenvalue of (M + Mᵀ)/2.
+        sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most.
+        amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found.
+        perturbation: ‖δ‖.
+        asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient.
+        residual: Relative, of x̂, which the others presume to be small.
+    """
+
+    curvature: Tensor
+    curvature_error: Tensor
+    lipschitz: Tensor
+    sensitivity: Tensor
+    amplification: Tensor
+    perturbation: Tensor
+    asymmetry: Tensor
+    residual: Tensor
+
+
+class _Linearized:
+    """M = ∂F/∂x and N = ∂F/∂y at a solution, and their transposes, for the real inner product."""
+
+    def __init__(self, objective: Objective, x: Tensor, linear: LinearSolver | None) -> None:
+        self.linear = linear or (Symmetric(tol=1e-6) if objective.symmetric else GMRES(tol=1e-6))
+        self.symmetric = objective.symmetric
+        self._x, self._y = (u.detach().clone().requires_grad_() for u in (x, objective.y))
+        with torch.enable_grad():
+            self._F = replace(objective, y=self._y).grad(self._x)
+            # a derivative is linear in its cotangent, and the derivative of that is the transpose
+            self._cotangent = torch.zeros_like(self._F, requires_grad=True)
+            of = (self._y,) if self.symmetric else (self._y, self._x)
+            self._pulled = torch.autograd.grad(self._F, of, self._cotangent, create_graph=True)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Mᵀu."""
+        return torch.autograd.grad(self._F, self._x, u, retain_graph=True)[0]
+
+    def product(self, u: Tensor) -> Tensor:
+        """Mu."""
+        if self.symmetric:
+            return self.transposed(u)
+        return torch.autograd.grad(self._pulled[1], self._cotangent, u, retain_graph=True)[0]
+
+    def solution_change(self, v: Tensor) -> Tensor:
+        """(∂x̂/∂y) v = −M⁻¹Nv."""
+        right = torch.autograd.grad(self._pulled[0], self._cotangent, v, retain_graph=True)[0]
+        return -self._solve(self.product, right)
+
+    def pulled_back(self, u: Tensor) -> Tensor:
+        """(∂x̂/∂y)ᵀ u = −NᵀM⁻ᵀu."""
+        w = self._solve(self.transposed, u)
+        return -torch.autograd.grad(self._F, self._y, w, retain_graph=True)[0]
+
+    def _solve(self, matrix: LinearMap, b: Tensor) -> Tensor:
+        return self.linear(matrix, b).x
+
+
+def certify(
+    reconstruction: Reconstruction,
+    problem: InverseProblem,
+    size: float = 0.01,
+    n_lanczos: int = 60,
+    n_sensitivity: int = 10,
+    n_ascent: int = 3,
+    linear: LinearSolver | None = None,
+) -> Certificate:
+    """Certificates at the reconstruction of every problem of a batch.
+
+    ∂x̂/∂y = −M⁻¹ ∂F/∂y by the implicit function theorem; its norm is the root of the largest eigenvalue of its Gram
+    matrix, from below, by Lanczos, each step of which solves two systems. The worst perturbation of the given size
+    starts along the singular vector that belongs to it and climbs: δ ← size·‖y‖ Jᵀd/‖Jᵀd‖ with d = x̂(y + δ) − x̂(y) and
+    J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖². The largest amplification on the way counts, again from below.
+
+    Args:
+        reconstruction: As it stands; solve to a small tolerance, of which `residual` tells.
+        problem: A batch.
+        size: ‖δ‖/‖y‖ > 0.
+        n_lanczos: Products with M for curvature and Lipschitz constant.
+        n_sensitivity: Steps for ‖∂x̂/∂y‖.
+        n_ascent: Reconstructions of perturbed data.
+        linear: Solver of the linear systems; None: Symmetric, or of a field GMRES, to 1e-6.
+
+    Raises:
+        ValueError: If size is not positive, or a number of steps is below 1.
+        FloatingPointError: If a solution is not finite.
+    """
+    if not size > 0 or min(n_lanczos, n_sensitivity, n_ascent) < 1:
+        raise ValueError(
+            f"certify: expected size > 0 and at least one step of each kind, got {size}, {n_lanczos=}, "
+            f"{n_sensitivity=}, {n_ascent=}"
+        )
+    with torch.no_grad():
+        solution = reconstruction(problem)
+    x = solution.x
+    objective = reconstruction.objective(problem)
+    local = _Linearized(objective, x, linear)
+    spectrum = lanczos(lambda u: (local.product(u) + local.transposed(u)) / 2, x, n_lanczos)
+    gram = lanczos(lambda v: local.pulled_back(local.solution_change(v)), problem.y, n_sensitivity)
+    delta, amplification = size * per_sample(norm(problem.y), problem.y) * gram.vector, torch.zeros_like(norm(x))
+    for step in range(n_ascent):
+        changed = problem._replace(y=problem.y + delta)
+        with torch.no_grad():
+            d = reconstruction(changed).x - x
+        amplification = torch.maximum(amplification, norm(d) / norm(delta))
+        if step + 1 < n_ascent:
+            pulled = _Linearized(reconstruction.objective(changed), x + d, linear).pulled_back(d)
+            delta = per_sample(norm(delta) / norm(pulled).clamp_min(1e-30), pulled) * pulled
+    probe = torch.randn(x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(1)).to(x.device)
+    v = probe.expand_as(x).contiguous()
+    Mv, Mtv = local.product(v), local.transposed(v)
+    return Certificate(
+        spectrum.smallest,
+        spectrum.smallest_error,
+        spectrum.largest,
+        gram.largest.clamp_min(0).sqrt(),
+        amplification,
+        norm(delta),
+        norm(Mv - Mtv) / norm(Mv + Mtv),
+        solution.residual,
+    )

@@ -1,0 +1,123 @@
+"""Certificates against brute force: dense Jacobians and Hessians of small problems, in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from elder.linalg import norm
+from elder.models.networks import DnCNN
+from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers import ImplicitResidual, Regularizer, Residual, Ridge
+from elder.models.stability import certify
+from elder.operators import Identity, InverseProblem, Mask, multi_coil
+from elder.solvers import GMRES, LBFGS, Anderson, Implicit, Symmetric
+from tests.solvers.problems import draw
+
+SIZE = 5, 6
+
+
+def inpainting() -> InverseProblem:
+    A = Mask((draw(1, 1, *SIZE, seed=3) > -0.5).double())
+    x = draw(2, 1, *SIZE, seed=1)
+    return InverseProblem(A, A(x) + 0.1 * draw(2, 1, *SIZE, seed=2), x)
+
+
+def coils() -> InverseProblem:
+    """Complex images and data."""
+    maps = torch.complex(draw(1, 3, *SIZE, seed=3), draw(1, 3, *SIZE, seed=4)) / 2
+    A = multi_coil((draw(1, 1, 1, SIZE[1], seed=8) > -0.7).double(), maps)
+    x = torch.complex(draw(2, 1, *SIZE, seed=1), draw(2, 1, *SIZE, seed=2))
+    return InverseProblem(A, A(x), x)
+
+
+def model(kind: str, channels: int = 1) -> Reconstruction:
+    torch.manual_seed(0)
+    if kind == "field":
+        prior = ImplicitResidual(DnCNN(channels, 4, 3))
+        return Reconstruction(prior, Anderson(500, 1e-12), Implicit(GMRES(200, 1e-11)), strength=0.3).double()
+    prior = Ridge(channels, [2, 4], 3) if kind == "ridge" else Residual(DnCNN(channels, 4, 3))
+    return Reconstruction(prior, LBFGS(2000, 1e-12), Implicit(Symmetric(200, 1e-12)), strength=0.3).double()
+
+
+def real(u: Tensor) -> Tensor:
+    """Complex numbers as pairs, (B, n)."""
+    return (torch.view_as_real(u) if u.is_complex() else u).flatten(1)
+
+
+def dense(reconstruction: Reconstruction, problem: InverseProblem) -> tuple[Tensor, Tensor]:
+    """∂F/∂x and ∂x̂/∂y of one sample, for real numbers, column by column and row by row."""
+    x = reconstruction(problem).x.detach()
+    objective = reconstruction.objective(problem)
+
+    def columns(function, at: Tensor) -> Tensor:
+        shape = at.shape
+        view = (
+            (lambda u: torch.view_as_complex(u.reshape(*shape, 2))) if at.is_complex() else (lambda u: u.reshape(shape))
+        )
+        return torch.autograd.functional.jacobian(lambda u: real(function(view(u)))[0], real(at)[0])
+
+    M = columns(objective.grad, x)
+    J = columns(lambda y: reconstruction(problem._replace(y=y)).x, problem.y)
+    return M, J
+
+
+@pytest.mark.parametrize("kind", ["ridge", "residual", "field"])
+@pytest.mark.parametrize("make", [inpainting, coils])
+def test_certificates_are_those_of_dense_matrices(kind: str, make) -> None:
+    problem = make()
+    reconstruction = model(kind, channels=1 + problem.y.is_complex())
+    linear = (GMRES if kind == "field" else Symmetric)(400, 1e-12)
+    found = certify(reconstruction, problem, 1e-6, n_lanczos=200, n_sensitivity=70, linear=linear)
+    for i in range(2):
+        one = InverseProblem(problem.A.select(torch.tensor([i])), problem.y[i : i + 1])
+        M, J = dense(reconstruction, one)
+        values = torch.linalg.eigvalsh((M + M.T) / 2)
+        assert found.curvature[i].item() == pytest.approx(values[0].item(), abs=1e-6)
+        assert found.lipschitz[i].item() == pytest.approx(values[-1].item(), abs=1e-6)
+        top = torch.linalg.matrix_norm(J, 2).item()
+        assert found.sensitivity[i].item() == pytest.approx(top, abs=1e-6)
+        assert found.amplification[i].item() == pytest.approx(top, rel=1e-3)  # to first order, for a small δ
+        asymmetric = float((M - M.T).norm() / (M + M.T).norm())
+        assert found.asymmetry[i].item() == pytest.approx(asymmetric, rel=0.5, abs=1e-12)
+        assert (asymmetric > 1e-3) == (kind == "field")
+    assert found.residual.max() < 1e-10 and found.curvature_error.max() < 1e-6
+
+
+def test_least_squares_has_the_sensitivity_of_its_pseudoinverse() -> None:
+    """R = ½‖x‖² and A = I: x̂ = y/(1 + λ), whose derivative is that everywhere, for changes of any size."""
+
+    class Square(Regularizer):
+        def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+            return 0.5 * norm(x).square()
+
+    y = draw(3, 1, 4, 4)
+    reconstruction = Reconstruction(Square(), LBFGS(100, 1e-13), strength=0.25).double()
+    found = certify(reconstruction, InverseProblem(Identity(), y), size=0.5)
+    for number in (found.sensitivity, found.amplification):
+        torch.testing.assert_close(number, torch.full_like(number, 0.8))
+    torch.testing.assert_close(found.perturbation, 0.5 * norm(y))
+    torch.testing.assert_close(found.curvature, torch.full_like(found.curvature, 1.25))
+    torch.testing.assert_close(found.lipschitz, found.curvature)
+
+
+def test_ascent_finds_what_the_derivative_does_not() -> None:
+    """More steps never find less; where f is far from quadratic they find more than the first."""
+    problem = inpainting()
+    reconstruction = model("residual")
+    one, four = (certify(reconstruction, problem, 0.5, n_ascent=n).amplification for n in (1, 4))
+    assert (four >= one).all() and (four > 1.0001 * one).any()
+    for seed in range(5):  # and random perturbations of that size do less
+        delta = draw(*problem.y.shape, seed=seed)
+        delta = 0.5 * delta * (norm(problem.y) / norm(delta)).reshape(-1, 1, 1, 1)
+        moved = reconstruction(problem._replace(y=problem.y + delta)).x - reconstruction(problem).x
+        assert (norm(moved) / norm(delta) < four).all()
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.nan])
+def test_a_perturbation_has_a_size(size: float) -> None:
+    with pytest.raises(ValueError, match="expected size > 0"):
+        certify(model("ridge"), inpainting(), size)
