@@ -1,4 +1,6 @@
-"""The command line: `python main.py {fit,validate,test,predict,tune,trace} --config configs/….yaml [--key value …]`.
+"""The command line: `python main.py COMMAND --config configs/….yaml [--key value …]`.
+
+Commands: {fit,validate,test,predict,tune,trace,certify}.
 
 The constructors are the schema: their types are checked, their docstrings are the help, and an unknown key is an
 error before any work is done.
@@ -75,7 +77,7 @@ class ElderCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("tune", "trace")}
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("tune", "trace", "certify")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -114,7 +116,7 @@ class ElderCLI(LightningCLI):
             ) from None
         if path is None and SLURMEnvironment.detect() and any(Path(self._run_dir).glob("hpc_ckpt_*")):
             raise ValueError(f"{self._run_dir}: expected no hpc_ckpt_* file, which Lightning would load; remove it")
-        if path is None and self.subcommand in ("test", "predict", "tune", "trace"):
+        if path is None and self.subcommand in ("test", "predict", "tune", "trace", "certify"):
             rank_zero_info(f"no --ckpt_path: {self.subcommand} uses the weights that the model starts from")
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
             rank_zero_info(f"{folder}: no checkpoint to resume from yet; this is the beginning")

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with two commands that look at a reconstruction instead of training or testing it."""
+"""Lightning's Trainer, with three commands that look at a reconstruction instead of training or testing it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from elder.datamodules.base import Batch, ImagingDataModule
 from elder.models.reconstruction import SCALARS
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Regularizer
+from elder.models.stability import certify
 from elder.models.tracing import Trace, trace
 from elder.models.tuning import Parameter, Tuned, tunable, tune
 from elder.models.weights import check_weights, write_prior
+from elder.reporting.certificates import draw_certificates, print_certificates, write_certificates
 from elder.reporting.traces import draw_traces, print_traces, write_traces
 from elder.solvers import BacktrackingProximalGradient, Solver
 
@@ -29,7 +31,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer(pytorch_lightning.Trainer):
-    """Fits, validates, tests and predicts; tunes and traces, in a single process."""
+    """Fits, validates, tests and predicts; tunes, traces and certifies, in a single process."""
 
     def tune(
         self,
@@ -126,7 +128,7 @@ class Trainer(pytorch_lightning.Trainer):
         named = _named(solvers or _default_solvers(module))
         traces: dict[str, dict[str, Trace]] = {name: {} for name in named}
         with self.precision_plugin.test_step_context():
-            for batch in self._test_batches(datamodule, images):
+            for batch in self._test_batches(datamodule, images, "tracing"):
                 module.check_noise(batch.problem)
                 for name, solver in named.items():
                     found = trace(module.reconstruction, batch.problem, solver)
@@ -139,6 +141,58 @@ class Trainer(pytorch_lightning.Trainer):
             print_traces(traces, console)
             console.print(f"iterates: {folder / 'trace.csv'}, curves: {folder / 'trace.png'}", soft_wrap=True)
         return traces
+
+    def certify(
+        self,
+        model: LightningModule,
+        datamodule: ImagingDataModule,
+        ckpt_path: str | None = None,
+        size: float = 0.01,
+        images: int | None = None,
+        n_lanczos: int = 60,
+        n_sensitivity: int = 10,
+        n_ascent: int = 3,
+        weights_only: bool | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Certify reconstructions of the test images: curvature, sensitivity to the data, worst perturbation.
+
+        Writes certificates.csv, with a line for each image, and certificates.png; prints the lines. Solve to a small
+        tolerance: what is certified holds at a solution.
+
+        Args:
+            model: A `ReconstructionModule`.
+            datamodule: With test images.
+            ckpt_path: Checkpoint of a fit, `last`: that of the run's folder; null: as the model starts.
+            size: Of the perturbation, relative to the norm of the data.
+            images: Number of test images, the first; null: all.
+            n_lanczos: Products with the Hessian for its ends.
+            n_sensitivity: Steps for the norm of ∂x̂/∂y, of two adjoint solves each.
+            n_ascent: Reconstructions of perturbed data.
+            weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        if images is not None and images < 1:
+            raise ValueError(f"certify: expected images >= 1, or null for all of the test images, got {images}")
+        module, _ = self._prepared("certify", model, ckpt_path, weights_only)
+        found: dict[str, dict[str, float]] = {}
+        with self.precision_plugin.test_step_context():
+            for batch in self._test_batches(datamodule, images, "certifying"):
+                module.check_noise(batch.problem)
+                numbers = certify(module.reconstruction, batch.problem, size, n_lanczos, n_sensitivity, n_ascent)
+                for i, name in enumerate(batch.names):
+                    found[name] = {field: float(column[i]) for field, column in numbers._asdict().items()}
+        if self.is_global_zero:
+            folder, console = Path(self.default_root_dir), Console()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_certificates(folder / "certificates.csv", found)
+            draw_certificates(folder / "certificates.png", found)
+            print_certificates(found, console)
+            console.print(
+                f"numbers: {folder / 'certificates.csv'}, drawn: {folder / 'certificates.png'}", soft_wrap=True
+            )
+        return found
 
     def _prepared(
         self, command: str, model: LightningModule, ckpt_path: str | None, weights_only: bool | None
@@ -159,13 +213,13 @@ class Trainer(pytorch_lightning.Trainer):
             model.know_noise(checkpoint)
         return model.to(self.strategy.root_device).eval(), path
 
-    def _test_batches(self, data: ImagingDataModule, images: int | None) -> Iterator[Batch]:
+    def _test_batches(self, data: ImagingDataModule, images: int | None, doing: str) -> Iterator[Batch]:
         data.setup("test")
         left = len(data.test_data) if images is None else min(images, len(data.test_data))  # type: ignore[arg-type]
         loader = data.test_dataloader()
         n_batches = -(-left // data.eval_batch_size)
         for _, item in zip(
-            track(range(n_batches), "tracing", disable=self.progress_bar_callback is None), loader, strict=False
+            track(range(n_batches), doing, disable=self.progress_bar_callback is None), loader, strict=False
         ):
             batch = data.on_after_batch_transfer(move_data_to_device(item, self.strategy.root_device), 0)
             yield batch if len(batch.names) <= left else _first(batch, left)

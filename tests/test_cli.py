@@ -317,7 +317,7 @@ def test_help_and_the_empty_command_end_well(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
-    assert "{fit,validate,test,predict,tune,trace}" in capsys.readouterr().out
+    assert "{fit,validate,test,predict,tune,trace,certify}" in capsys.readouterr().out
 
 
 def test_denormal_numbers_count_as_zero() -> None:

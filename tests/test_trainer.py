@@ -1,4 +1,4 @@
-"""`main.py tune` and `main.py trace`: what they write is what a test then uses, and what the solvers did."""
+"""`main.py tune`, `trace` and `certify`: what they write is what a test then uses, what solvers did, what holds."""
 
 from __future__ import annotations
 
@@ -146,6 +146,21 @@ def test_a_few_images_and_other_solvers(finished: Path, tmp_path: Path) -> None:
     assert math.isnan(float(lines[0]["step_size"])) and float(lines[1]["step_size"]) > 0
 
 
+def test_certificates_of_the_test_images(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = finished.parent / "run" / "checkpoints" / "best.ckpt"
+    tight = "--model.reconstruction.solver.tol=1e-5"
+    run("certify", finished, f"--ckpt_path={best}", f"--run_dir={tmp_path}", QUIET, tight, "--images=1", "--size=0.05")
+    (line,) = rows(tmp_path / "certificates.csv")
+    numbers = {field: float(value) for field, value in line.items() if field != "image"}
+    assert 0 < numbers["curvature"] < numbers["lipschitz"] and numbers["asymmetry"] < 1e-5
+    assert 0 < numbers["amplification"] <= 1.01 * numbers["sensitivity"] < 1.02 / numbers["curvature"]  # ‖A‖ ≤ 1
+    assert numbers["residual"] <= 1e-5 and numbers["perturbation"] > 0
+    printed = capsys.readouterr().out
+    assert "positive as far as is known" in printed and "worst" in printed
+    with Image.open(tmp_path / "certificates.png") as picture:
+        assert picture.size[0] == 1500
+
+
 def test_what_cannot_be_tuned_is_said(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def message(command: str, *options: str) -> str:
         return refuse(capsys, command, "--config", str(finished), f"--run_dir={tmp_path}", QUIET, *options)
@@ -158,7 +173,7 @@ def test_what_cannot_be_tuned_is_said(finished: Path, tmp_path: Path, capsys: py
     denoiser = {"regularizer": {"class_path": "TotalVariation"}}
     content = yaml.safe_load(finished.read_text()) | {"model": {"class_path": "DenoisingModule", "init_args": denoiser}}
     (tmp_path / "denoiser.yaml").write_text(yaml.safe_dump(content))
-    for command in ("tune", "trace"):
+    for command in ("tune", "trace", "certify"):
         text = refuse(capsys, command, "--config", str(tmp_path / "denoiser.yaml"), QUIET)
         assert f"{command}: expected a ReconstructionModule, got DenoisingModule" in text
     assert not any(tmp_path.glob("*.csv")) and torch.is_grad_enabled()
