@@ -12,7 +12,9 @@ from elder.models.regularizers import (
     TDV,
     Confined,
     Convex,
+    FieldsOfExperts,
     ImplicitResidual,
+    LogCosh,
     Potential,
     Prior,
     REDPotential,
@@ -22,7 +24,10 @@ from elder.models.regularizers import (
     ScalarPotential,
     Scaled,
     ScaledField,
+    Spline,
+    StudentT,
     TotalVariation,
+    UntiedExperts,
     WeaklyConvex,
 )
 from tests.properties import concrete_subclasses, random_like
@@ -32,6 +37,9 @@ FAMILIES = {
     "total-variation": lambda channels: TotalVariation(0.3),
     "ridge-convex": lambda channels: Ridge(channels, (3, 4), 3, Convex(2.0)),
     "ridge-weakly-convex": lambda channels: Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)),
+    "experts": lambda channels: FieldsOfExperts(channels, 5, 3, LogCosh(2.0)),
+    "experts-normalized": lambda channels: FieldsOfExperts(channels, 6, 5, StudentT(2.0), "random", normalized=True),
+    "experts-spline": lambda channels: FieldsOfExperts(channels, 4, 3, Spline(2.0), "differences"),
     "residual": lambda channels: Residual(DnCNN(channels, 6, 2)),
     "residual-drunet": lambda channels: Residual(DRUNet(channels, (4, 6, 8), 1)),
     "residual-drunet-noise-map": lambda channels: Residual(DRUNet(channels, (3, 4, 5, 6), 2, noise_map=True)),
@@ -69,8 +77,10 @@ def instance(family: str, image: str) -> tuple[Regularizer, torch.Tensor]:
 def test_every_regularizer_and_potential_is_tested():
     tested = [family(1) for family in FAMILIES.values()]
     assert concrete_subclasses(Regularizer) == {type(R) for R in tested}
-    assert concrete_subclasses(Prior) - concrete_subclasses(Regularizer) == {ImplicitResidual, ScaledField}
-    assert concrete_subclasses(Potential) == {type(R.potential) for R in tested if isinstance(R, Ridge)}
+    fields = {ImplicitResidual, ScaledField, UntiedExperts}
+    assert concrete_subclasses(Prior) - concrete_subclasses(Regularizer) == fields
+    with_potential = (R for R in tested if isinstance(R, Ridge | FieldsOfExperts))
+    assert concrete_subclasses(Potential) == {type(R.potential) for R in with_potential}
 
 
 # What every regularizer has in common

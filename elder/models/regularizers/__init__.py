@@ -1,8 +1,9 @@
 """Regularizers R_θ : images → ℝ, and fields in their place. A subclass writes the value; the gradient follows."""
 
 from elder.models.regularizers.base import Prior, Regularizer
+from elder.models.regularizers.experts import FieldsOfExperts, UntiedExperts
 from elder.models.regularizers.icnn import ICNN
-from elder.models.regularizers.potentials import Convex, Potential, WeaklyConvex
+from elder.models.regularizers.potentials import Convex, LogCosh, Potential, Spline, StudentT, WeaklyConvex
 from elder.models.regularizers.residual import ImplicitResidual, REDPotential, Residual, ScalarPotential
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.tdv import TDV
@@ -14,7 +15,9 @@ __all__ = [
     "TDV",
     "Confined",
     "Convex",
+    "FieldsOfExperts",
     "ImplicitResidual",
+    "LogCosh",
     "Potential",
     "Prior",
     "REDPotential",
@@ -24,6 +27,9 @@ __all__ = [
     "ScalarPotential",
     "Scaled",
     "ScaledField",
+    "Spline",
+    "StudentT",
     "TotalVariation",
+    "UntiedExperts",
     "WeaklyConvex",
 ]

@@ -1,6 +1,7 @@
-"""Scalar potentials ψ of a ridge regularizer.
+"""Scalar potentials ψ of filter responses: of ridge regularizers and fields of experts.
 
-All are made from φ(t) = √(1 + t²) − 1, which is quadratic near 0 and linear far away: φ′(t) = t/√(1 + t²), 0 < φ″ ≤ 1.
+`Convex` and `WeaklyConvex` are made from φ(t) = √(1 + t²) − 1, a smoothed ℓ₁, which is quadratic near 0 and linear far
+away: φ′(t) = t/√(1 + t²), 0 < φ″ ≤ 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Potential(nn.Module, ABC):
-    """An even, smooth ψ : ℝ → ℝ with ψ(0) = 0 and ψ″ ≥ −1, applied to every filter response.
+    """An even, smooth ψ : ℝ → ℝ with ψ(0) = 0, applied to every filter response; ψ″ ≥ −1 unless it says otherwise.
 
     Args:
         scale: Initial scale of the responses, in 1/units of the image: ψ bends where a response exceeds 1/scale.
@@ -30,8 +31,12 @@ class Potential(nn.Module, ABC):
         """ψ(t), elementwise."""
 
     @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """ψ′(t), elementwise."""
+
     def sum_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(Σ ψ(t) over the last two axes, ψ′(t)), in fewer passes over memory than `forward` and its derivative."""
+        """(Σ ψ(t) over the last two axes, ψ′(t)); overridden where that takes fewer passes over memory."""
+        return self(t).sum((-2, -1)), self.slope(t)
 
 
 class Convex(Potential):
@@ -46,6 +51,9 @@ class Convex(Potential):
 
     def forward(self, t: Tensor) -> Tensor:
         return _phi(t)
+
+    def slope(self, t: Tensor) -> Tensor:
+        return _Phi.apply(t)[1]
 
     def sum_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return _Phi.apply(t)
@@ -72,11 +80,93 @@ class WeaklyConvex(Potential):
         beta = 1 + self.log_excess.exp()
         return _phi(beta * t) / beta - _phi(t)
 
+    def slope(self, t: Tensor) -> Tensor:
+        return self.sum_and_slope(t)[1]
+
     def sum_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = 1 + self.log_excess.exp()
         steep, steep_slope = _Phi.apply(beta * t)
         flat, flat_slope = _Phi.apply(t)
         return steep / beta - flat, steep_slope - flat_slope
+
+
+class LogCosh(Potential):
+    """ψ(t) = log cosh t, convex, with ψ′ = tanh.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image: ψ bends where a response exceeds 1/scale.
+    """
+
+    def __init__(self, scale: float = 50.0) -> None:
+        super().__init__(scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        size = t.abs()
+        near = 0.5 * size.clamp(max=1).sinh().square().log1p()  # without the cancellation of the other near 0
+        return torch.where(size < 1, near, size + torch.log1p(torch.expm1(-2 * size) / 2))
+
+    def slope(self, t: Tensor) -> Tensor:
+        return t.tanh()
+
+
+class StudentT(Potential):
+    """ψ(t) = ½ log(1 + t²), the negative logarithm of a Student's t density, up to a factor: −⅛ ≤ ψ″ ≤ 1.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image: ψ turns concave where one exceeds 1/scale.
+    """
+
+    def __init__(self, scale: float = 20.0) -> None:
+        super().__init__(scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 0.5 * t.square().log1p()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return t / (1 + t.square())
+
+
+class Spline(Potential):
+    """A learned ψ: its slope is odd, linear between knots 0, Δ, …, nΔ, and constant beyond the last.
+
+    ψ is a quadratic spline, so that ψ″ jumps at the knots; ψ″ ≥ −1 is not enforced. It begins as φ.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image: ψ bends where a response exceeds 1/scale.
+        n_knots: n.
+        reach: nΔ, of responses.
+
+    Raises:
+        ValueError: If n_knots < 1, or scale or reach is not positive.
+    """
+
+    def __init__(self, scale: float = 50.0, n_knots: int = 20, reach: float = 5.0) -> None:
+        super().__init__(scale)
+        if n_knots < 1 or reach <= 0:
+            raise ValueError(f"Spline: expected n_knots >= 1 and reach > 0, got {n_knots} and {reach}")
+        self.spacing = reach / n_knots
+        knots = self.spacing * torch.arange(1, n_knots + 1)
+        self.slopes = nn.Parameter(knots / (1 + knots.square()).sqrt())
+
+    def forward(self, t: Tensor) -> Tensor:
+        k, rest, left, right = self._piece(t)
+        slopes = self._knots()
+        area = torch.cumsum(self.spacing * (slopes[:-1] + slopes[1:]) / 2, 0)
+        at = torch.cat((area.new_zeros(1), area))
+        return at[k] + rest * left + rest.square() * (right - left) / (2 * self.spacing)
+
+    def slope(self, t: Tensor) -> Tensor:
+        _, rest, left, right = self._piece(t)
+        return t.sign() * (left + rest * (right - left) / self.spacing)
+
+    def _knots(self) -> Tensor:
+        return torch.cat((self.slopes.new_zeros(1), self.slopes))
+
+    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The number k of the knot below |t|, |t| − kΔ, and the slopes at both ends of the piece."""
+        size, slopes = t.abs(), self._knots()
+        k = (size.detach() / self.spacing).long().clamp(max=len(slopes) - 1)
+        return k, size - k * self.spacing, slopes[k], slopes[(k + 1).clamp(max=len(slopes) - 1)]
 
 
 def _phi(t: Tensor) -> Tensor:

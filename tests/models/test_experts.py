@@ -1,0 +1,195 @@
+"""Fields of experts and their untied counterpart: potentials, filters, and the theorem that links their gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers import (
+    Convex,
+    FieldsOfExperts,
+    LogCosh,
+    Potential,
+    Spline,
+    StudentT,
+    UntiedExperts,
+    WeaklyConvex,
+)
+from elder.models.regularizers.experts import analyse, largest_gain, synthesise
+from elder.operators import InverseProblem, Mask
+from elder.solvers import GMRES, Anderson, GradientDescent, Implicit, Picard, Symmetric, Unrolled
+from tests.solvers.problems import draw
+
+POTENTIALS = [Convex(3.0), WeaklyConvex(3.0, 4.0), LogCosh(3.0), StudentT(3.0), Spline(3.0, 7, 2.0)]
+
+
+def problem(lost: float = -0.3) -> InverseProblem:
+    """Some of the pixels of two images, or all of them."""
+    A = Mask((draw(1, 1, 8, 9, seed=3) > lost).double())
+    x = draw(2, 1, 8, 9, seed=1).cumsum(-1) / 3
+    return InverseProblem(A, A(x) + 0.05 * draw(2, 1, 8, 9, seed=2), x)
+
+
+def experts(potential: Potential | None = None, **others) -> FieldsOfExperts:
+    torch.manual_seed(0)
+    model = FieldsOfExperts(1, 6, 3, potential or LogCosh(3.0), **others).double()
+    with torch.no_grad():
+        model.log_weights += draw(6, seed=4) / 5
+        model.filters += draw(*model.filters.shape, seed=5) / 5
+    return model
+
+
+# Potentials
+
+
+@pytest.mark.parametrize("potential", POTENTIALS, ids=lambda p: type(p).__name__)
+def test_slope_is_the_derivative_and_the_sum_is_the_sum(potential: Potential) -> None:
+    potential = potential.double()
+    t = torch.linspace(-4, 4, 121, dtype=torch.float64).reshape(1, 1, 11, 11).requires_grad_()
+    values = potential(t)
+    (derivative,) = torch.autograd.grad(values.sum(), t)
+    total, slope = potential.sum_and_slope(t)
+    for found in (slope, potential.slope(t)):
+        torch.testing.assert_close(found, derivative)
+    torch.testing.assert_close(total, values.sum((-2, -1)))
+    torch.testing.assert_close(potential(-t), values)
+    assert potential(torch.zeros(1)).abs() == 0 and (values[t.abs() > 0] > 0).all()
+
+
+def test_log_cosh_is_exact_where_cosh_is_not() -> None:
+    t = torch.tensor([1e-9, 1e-3, 1.0, 800.0], dtype=torch.float64)
+    expected = torch.tensor([0.5e-18, 0.5e-6 - 1e-12 / 12, 0.433780830483027, 800 - 0.693147180559945])
+    torch.testing.assert_close(LogCosh().double()(t), expected.double(), rtol=1e-6, atol=0)
+
+
+def test_a_spline_is_smooth_across_knots_and_straight_beyond_the_last() -> None:
+    spline = Spline(n_knots=5, reach=2.5).double()
+    with torch.no_grad():
+        spline.slopes.copy_(torch.tensor([0.4, 0.9, 0.2, 0.5, -0.1]))
+    knots = 0.5 * torch.arange(1, 6).double()
+    torch.testing.assert_close(spline.slope(knots), spline.slopes.detach())
+    for function in (spline, spline.slope):
+        torch.testing.assert_close(function(knots - 1e-9), function(knots + 1e-9), rtol=0, atol=1e-8)
+    far = torch.tensor([3.0, 10.0], dtype=torch.float64)
+    torch.testing.assert_close(spline.slope(far), torch.full_like(far, -0.1))
+    trapezes = 0.5 * torch.tensor([0.2, 0.65, 0.55, 0.35, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(spline(knots), trapezes.cumsum(0))
+    begun, t = Spline(n_knots=50).double(), torch.linspace(-4, 4, 33, dtype=torch.float64)
+    torch.testing.assert_close(begun(t), Convex()(t), rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match="expected n_knots >= 1 and reach > 0"):
+        Spline(n_knots=0)
+
+
+# Filters
+
+
+def test_differences_are_those_of_total_variation() -> None:
+    """Two filters, φ, up to the row and the column that mirroring adds."""
+    R = FieldsOfExperts(1, 2, 3, Convex(10.0), "differences").double()
+    x = draw(1, 1, 7, 6)
+    rows, columns = x.diff(dim=-1) / 2**0.5, x.diff(dim=-2) / 2**0.5
+    inside = sum(((1 + (10 * d).square()).sqrt() - 1).sum() for d in (rows, columns)) / 100
+    edge = sum(
+        ((1 + (10 * d).square()).sqrt() - 1).sum() / 100
+        for d in ((x[..., -2] - x[..., -1]) / 2**0.5, (x[..., -2, :] - x[..., -1, :]) / 2**0.5)
+    )
+    torch.testing.assert_close(R.value(x), (inside + edge)[None])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cosines_are_orthonormal_and_see_no_constant(channels: int) -> None:
+    bank = FieldsOfExperts(channels, channels * 24, 5, LogCosh(1.0)).filters.detach().flatten(1)
+    torch.testing.assert_close(bank @ bank.T, torch.eye(channels * 24), atol=1e-5, rtol=0)
+    assert bank.sum(1).abs().max() < 1e-5
+    assert FieldsOfExperts(2, 7, 5, initial="random").filters.mean((1, 2, 3)).abs().max() < 1e-6
+
+
+def test_normalized_filters_keep_their_norm() -> None:
+    model = experts(normalized=True)
+    before = float(largest_gain(model.bank().detach()))
+    with torch.no_grad():
+        model.filters *= 7
+    assert float(largest_gain(model.bank().detach())) == pytest.approx(before) == pytest.approx(model.gain)
+    spectrum = torch.fft.fft2(model.bank()[:, 0].detach(), s=(90, 90)).flatten(1)
+    assert float(torch.linalg.vector_norm(spectrum, dim=0).max()) == pytest.approx(before, rel=0.05)
+
+
+def test_synthesis_is_the_transpose() -> None:
+    bank, u, v = draw(4, 2, 5, 5, seed=1), draw(3, 2, 9, 8, seed=2), draw(3, 4, 9, 8, seed=3)
+    torch.testing.assert_close((analyse(u, bank) * v).sum(), (u * synthesise(v, bank, u)).sum())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": 4}, "an odd kernel_size, got 1, 24 and 4"),
+        ({"n_filters": 25}, "expected at most 24 filters of the kind DCT with 5 x 5 taps and 1 channels, got 25"),
+        ({"n_filters": 6, "initial": "differences"}, "expected at most 5 filters of the kind differences"),
+        ({"kernel_size": 1, "n_filters": 2, "initial": "differences"}, "expected kernel_size >= 3 for differences"),
+    ],
+)
+def test_bad_filters_are_refused_in_words(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FieldsOfExperts(**arguments)
+
+
+def test_small_images_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="expected images of more than 2 x 2 pixels"):
+        FieldsOfExperts().value(torch.zeros(1, 1, 2, 9))
+
+
+# Bilevel learning and equilibrium models
+
+
+def gradients(model: Reconstruction, lost: float = -0.3) -> dict[str, Tensor]:
+    loss = (model(problem(lost)).x - problem(lost).x).square().mean()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("solver", ["Anderson", "Picard"])
+def test_with_tied_filters_bilevel_and_equilibrium_gradients_agree(solver: str) -> None:
+    """The lower level's minimiser is the field's fixed point, and dW is the sum of the changes of W and C."""
+    R = experts()
+    iteration = GradientDescent(step_size=0.5)
+    lower = Anderson(500, 1e-12, iteration=iteration) if solver == "Anderson" else Picard(20000, 1e-12, iteration)
+    bilevel = gradients(Reconstruction(copy.deepcopy(R), lower, Implicit(Symmetric(300, 1e-12)), strength=0.4).double())
+    untied = Reconstruction(UntiedExperts(copy.deepcopy(R)), lower, Implicit(GMRES(300, 1e-12)), strength=0.4)
+    field = gradients(untied.double())
+    torch.testing.assert_close(field["log_strength"], bilevel["log_strength"], rtol=1e-8, atol=1e-12)
+    weights = "prior.experts.log_weights"
+    torch.testing.assert_close(field[weights], bilevel["prior.log_weights"], rtol=1e-8, atol=1e-12)
+    both = field["prior.experts.filters"] + field["prior.synthesis"]
+    torch.testing.assert_close(both, bilevel["prior.filters"], rtol=1e-8, atol=1e-12)
+    assert (field["prior.synthesis"] - field["prior.experts.filters"]).norm() > 0.01 * both.norm()
+
+
+def test_with_untied_filters_implicit_gradients_are_those_of_converged_unrolling() -> None:
+    prior = UntiedExperts(experts())
+    with torch.no_grad():
+        prior.synthesis += 0.2 * draw(*prior.synthesis.shape, seed=9)
+    steps = Picard(600, 0.0, GradientDescent(step_size=0.2))
+    rules = Implicit(GMRES(300, 1e-12)), Unrolled()
+    implicit, unrolled = (Reconstruction(copy.deepcopy(prior), steps, rule, strength=0.2).double() for rule in rules)
+    assert implicit(problem(-9)).residual.max() < 1e-10
+    found, expected = gradients(implicit, -9), gradients(unrolled, -9)
+    assert found.keys() == expected.keys() and len(found) == 4
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-10)
+
+
+def test_an_untied_field_begins_as_the_gradient_and_has_none_afterwards() -> None:
+    R, x = experts(normalized=True), problem().x
+    field = UntiedExperts(R)
+    torch.testing.assert_close(field.grad(x), R.grad(x))
+    with torch.no_grad():
+        field.synthesis += draw(*field.synthesis.shape, seed=9)
+    leaf = x.clone().requires_grad_()
+    value = field.grad(leaf)
+    u, v = draw(*x.shape, seed=6), draw(*x.shape, seed=7)
+    uJ, vJ = (torch.autograd.grad(value, leaf, w, retain_graph=True)[0] for w in (u, v))
+    assert abs(float((uJ * v).sum() - (vJ * u).sum())) > 1e-3 * float(uJ.norm() * v.norm())
