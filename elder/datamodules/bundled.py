@@ -133,6 +133,9 @@ class BundledParallelMRI(FastMRI):
         num_workers: Loader processes (0: load in the main process).
         seed: Seed of operators and noise in evaluation.
         train_seed: Seed of order, operators and noise in training; null: `seed`.
+
+    Raises:
+        ValueError: If the coils are to be whitened, which have no noise.
     """
 
     N_COILS = 8
@@ -148,6 +151,11 @@ class BundledParallelMRI(FastMRI):
         seed: int = 0,
         train_seed: int | None = None,
     ) -> None:
+        if coils is not None and coils.whiten:
+            raise ValueError(
+                "BundledParallelMRI: expected whiten: false, got true; its k-space has no noise of its own, and that "
+                "of the acquisition is white"
+            )
         super().__init__(
             acquisition,
             root=cache_folder(),

@@ -18,18 +18,34 @@ class Coils:
 
     Args:
         sensitivities: How they are estimated, from what the next two leave.
-        whiten: Combine the coils such that their noise, as seen at the border of k-space, is white.
-        n_virtual: Coils that are left by compression; null: all.
+        whiten: Combine the coils of a volume such that their noise is white, as it is seen at the border of k-space of
+            the middle slice (fully sampled data, too, are seen there as a whole); for measured data only.
+        n_virtual: Coils that are left by compression, by the calibration columns of each slice, which are their
+            principal components, of any phase; null: all.
+
+    Raises:
+        ValueError: If n_virtual < 1.
     """
 
     sensitivities: Sensitivities = field(default_factory=LowPass)
     whiten: bool = False
     n_virtual: int | None = None
 
-    def combined(self, kspace: Tensor, start: int, stop: int) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.n_virtual is not None and self.n_virtual < 1:
+            raise ValueError(f"Coils: expected n_virtual >= 1, or null for all coils, got {self.n_virtual}")
+
+    def whitener(self, kspace: Tensor) -> Tensor | None:
+        """What whitens the coils of a volume, by its middle slice, whose norm it keeps; None where nothing is to."""
+        if not self.whiten:
+            return None
+        W = whitening(border(kspace))
+        return W * (torch.linalg.vector_norm(kspace) / torch.linalg.vector_norm(mixed(W, kspace)))
+
+    def combined(self, kspace: Tensor, start: int, stop: int, whitener: Tensor | None = None) -> Tensor:
         """The coils of one slice whitened, and compressed by its columns [start, stop): (n_virtual, H, W)."""
-        if self.whiten:
-            kspace = mixed(whitening(border(kspace)), kspace)
+        if whitener is not None:
+            kspace = mixed(whitener, kspace)
         if self.n_virtual is None:
             return kspace
         return mixed(compression(kspace[..., start:stop], self.n_virtual), kspace)
@@ -47,6 +63,8 @@ def mixed(matrix: Tensor, kspace: Tensor) -> Tensor:
 
 def border(kspace: Tensor, share: float = 1 / 16) -> Tensor:
     """Samples that are noise more than signal: the first and last rows of the outer quarters of the sampled columns.
+
+    Some signal is among them: on a real head of 320 × 256 their deviation is 4 % above that of the outermost ones.
 
     Args:
         kspace: (coils, H, W) complex, rows along the readout, DC at (H // 2, W // 2), zero where it is not sampled.
@@ -121,9 +139,10 @@ def compression(kspace: Tensor, n_virtual: int) -> Tensor:
 
 
 def birdcage(n_coils: int, size: tuple[int, int], distance: float = 1.5) -> Tensor:
-    """Sensitivities of coils around a field of view, each falling off as the inverse of the distance, Σ_c|S_c|² = 1.
+    """Sensitivities of coils around a field of view, Σ_c|S_c|² = 1.
 
-    The phase turns once around each coil's centre, as that of a loop's field does to first order.
+    Before they are divided by √Σ|S_c|², each is 1/(x − iy) in coordinates about its own centre that turn with it: the
+    field of a long wire, which falls off as the inverse of the distance and whose direction turns once around it.
 
     Args:
         n_coils: Evenly spaced on a circle.
@@ -136,7 +155,7 @@ def birdcage(n_coils: int, size: tuple[int, int], distance: float = 1.5) -> Tens
     Raises:
         ValueError: If n_coils < 1 or distance does not leave the field of view, √2 and more.
     """
-    if n_coils < 1 or distance <= 2**0.5:
+    if n_coils < 1 or not 2**0.5 < distance < float("inf"):
         raise ValueError(
             f"birdcage: expected at least 1 coil, farther than √2 from the centre, got {n_coils} at {distance}"
         )

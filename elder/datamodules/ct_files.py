@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +43,8 @@ class Dicom(ImageSource):
     high: float = 2000.0
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"Dicom: expected low < high, Hounsfield units, got {self.low} and {self.high}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"Dicom: expected finite low < high, Hounsfield units, got {self.low} and {self.high}")
 
     @cached_property
     def names(self) -> Sequence[str]:
@@ -75,18 +76,13 @@ class Dicom(ImageSource):
         except Exception as error:
             raise OSError(f"{path}: expected a DICOM file, could not read it ({error}); replace it") from error
         fields = "Modality", "Rows", "Columns", "RescaleSlope", "RescaleIntercept"
-        missing = [field for field in fields if data.get(field) is None]
-        if (
-            missing
-            or data.Modality != "CT"
-            or data.get("SamplesPerPixel", 1) != 1
-            or data.get("NumberOfFrames", 1) != 1
-        ):
-            found = f"without {', '.join(missing)}" if missing else f"of modality {data.Modality}"
+        found = [f"no {field}" for field in fields if data.get(field) is None]
+        wanted = {"Modality": "CT", "RescaleType": "HU", "SamplesPerPixel": 1, "NumberOfFrames": 1}
+        found += [f"{field} {data.get(field)}" for field, value in wanted.items() if data.get(field, value) != value]
+        if found:
             raise ValueError(
-                f"{path}: expected a CT slice with {', '.join(fields[1:])} and one gray frame, found one {found}, "
-                f"{data.get('SamplesPerPixel', 1)} samples per pixel and {data.get('NumberOfFrames', 1)} frames; "
-                "remove it from the folder"
+                f"{path}: expected a CT slice in Hounsfield units, one gray frame with {', '.join(fields)}, found "
+                f"{', '.join(found)}; remove it from the folder"
             )
         return data
 
@@ -131,10 +127,10 @@ class LoDoPaB(ImageSource):
         for name in _names(self.path, f"ground_truth_{self.part}_*.hdf5", "files of LoDoPaB-CT"):
             with _hdf5(self.path / name) as file:
                 data = file.get("data")
-                if not isinstance(data, h5py.Dataset) or data.ndim != 3 or 0 in data.shape:
+                if not isinstance(data, h5py.Dataset) or data.ndim != 3 or 0 in data.shape or data.dtype.kind != "f":
                     raise ValueError(
-                        f"{self.path / name}: expected a dataset 'data' (images, H, W), found {sorted(file)}; "
-                        "download it again"
+                        f"{self.path / name}: expected a dataset 'data' (images, H, W) of floats, found "
+                        f"{sorted(file)}; download it again"
                     )
                 shapes[name] = data.shape
         return shapes

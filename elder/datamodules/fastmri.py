@@ -42,6 +42,7 @@ class FastMRISlices(Dataset[Item]):
     ) -> None:
         self.slices, self.image_size, self.coils = slices, image_size, coils
         self.real_images, self.center_fraction = real_images, center_fraction
+        self._whiteners: dict[str, Tensor | None] = {}  # by volume
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -72,12 +73,16 @@ class FastMRISlices(Dataset[Item]):
 
     def _coils(self, volume: Volume, kspace: Tensor) -> tuple[Tensor, Tensor]:
         """k-space of the coils that are left, and their sensitivities."""
-        columns = self._low_frequencies(volume)
+        columns, coils, known = self._low_frequencies(volume), self.coils, self._whiteners
         try:
-            kspace = self.coils.combined(kspace, *columns)
-            return kspace, self.coils.sensitivities(kspace, *columns)
+            if volume.name not in known:
+                known[volume.name] = coils.whitener(volume.kspace(volume.n_slices // 2)) if coils.whiten else None
+            kspace = coils.combined(kspace, *columns, known[volume.name])
+            return kspace, coils.sensitivities(kspace, *columns)
         except ValueError as error:
-            raise ValueError(f"{volume.path}: {error}") from error
+            told = "of its own mask" if volume.mask is not None else f"by center_fraction {self.center_fraction:g}"
+            where = f"calibration columns [{columns[0]}, {columns[1]}) of {volume.size[1]}, {told}"
+            raise ValueError(f"{volume.path}: {error} ({where})") from error
 
     def _crop_size(self, volume: Volume) -> tuple[int, int]:
         """Of undersampled k-space the rows alone may be cropped: a column crop mixes sampled and missing columns."""
@@ -150,6 +155,8 @@ class FastMRI(ImagingDataModule):
             raise ValueError(
                 "FastMRI: expected real_images: false for multicoil k-space, got true; coil images have phase"
             )
+        if coils is not None and challenge == "singlecoil":
+            raise ValueError("FastMRI: expected coils: null for singlecoil k-space, got some; set challenge: multicoil")
         rates = volume_sample_rate, sample_rate
         if not all(0 < rate <= 1 for rate in rates) or max(rates) < 1:
             raise ValueError(

@@ -60,12 +60,22 @@ class Espirit(Sensitivities):
         threshold: Of the singular values of the patches, relative to the largest.
         crop: Eigenvalue below which a pixel has no signal.
         n_rows: At most so many rows about DC are looked at.
+
+    Raises:
+        ValueError: If kernel_size < 2, n_rows is no larger, or threshold or crop is outside (0, 1).
     """
 
     kernel_size: int = 6
     threshold: float = 0.02
     crop: float = 0.8
     n_rows: int = 24
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.kernel_size < self.n_rows or not 0 < self.threshold < 1 or not 0 < self.crop < 1:
+            raise ValueError(
+                "Espirit: expected 2 <= kernel_size < n_rows, and threshold and crop in (0, 1), got "
+                f"{self.kernel_size}, {self.n_rows}, {self.threshold} and {self.crop}"
+            )
 
     def __call__(self, kspace: Tensor, start: int, stop: int) -> Tensor:
         n_columns = 2 * _half_width(kspace, start, stop) + 1

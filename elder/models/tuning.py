@@ -21,6 +21,7 @@ Parameter = Literal["strength", "sigma", "sigma_factor", "scale"]
 
 _DIVERGED = -100.0  # dB, finite so that the searches can go on from it
 _STEP = math.log(2.0)  # the first, of each number
+_STRIDE = math.log(8.0)  # from where all diverges, in search of something that does not
 
 
 class Trial(NamedTuple):
@@ -70,7 +71,8 @@ def tune(
     Every parameter p is searched for by its logarithm, between p₀/factor and p₀·factor around its value p₀ at the call,
     by quadratic models in trust regions: COBYQA (Ragonneau and Zhang, 2023), which needs about 8 evaluations for one
     number and 16 for two. p₀ is tried first, so that what is found is no worse. Each solve starts from A.initialize(y),
-    as it will when the values are used: where R is not convex, another start may lead to another minimum.
+    as it will when the values are used: where R is not convex, another start may lead to another minimum. Where p₀
+    diverges, the search begins at the first of p₀·8, p₀/8, p₀·64, … of the first parameter that does not.
 
     Args:
         reconstruction: Its parameters are overwritten.
@@ -82,37 +84,48 @@ def tune(
         report: Receives one line per evaluation.
 
     Raises:
-        ValueError: If a ground truth is missing, a parameter is none of this reconstruction, factor <= 1 or
-            max_evaluations < 1.
+        ValueError: If there is no problem, a ground truth is missing or not finite, a parameter is none of this
+            reconstruction, factor <= 1, tolerance <= 0 or max_evaluations < 1.
     """
-    if factor <= 1 or max_evaluations < 1:
+    if not 1 < factor < math.inf or not 0 < tolerance < math.inf or max_evaluations < 1:
         raise ValueError(
-            f"tune: expected factor > 1 and max_evaluations >= 1, got {factor} and {max_evaluations}; a factor of 30 "
-            "searches from a 30th to the 30-fold"
+            f"tune: expected factor > 1, tolerance > 0 and max_evaluations >= 1, got {factor}, {tolerance} and "
+            f"{max_evaluations}; a factor of 30 searches from a 30th to the 30-fold"
         )
+    if not problems:
+        raise ValueError("tune: expected validation problems, got none; check the validation images")
     truths = [_ground_truth(problem) for problem in problems]
     logarithms = _checked(reconstruction, parameters)
     centre = [float(logarithm) for logarithm in logarithms.values()]
     search = _Search(reconstruction, problems, truths, logarithms, report)
     width = math.log(factor)
     bounds = [(c - width, c + width) for c in centre]
-    scipy.optimize.minimize(
-        search,
-        centre,
-        method="COBYQA",
-        bounds=bounds,
-        options={
-            "initial_tr_radius": max(_STEP, tolerance),
-            "final_tr_radius": tolerance,
-            "maxfev": max_evaluations,
-        },
-    )
+    start = _convergent(search, centre, width, max_evaluations)
+    if (left := max_evaluations - len(search.trials)) > 0:
+        options = {"initial_tr_radius": max(_STEP, tolerance), "final_tr_radius": tolerance}
+        # the start is known, and counted by the method all the same
+        options["maxfev"] = left + 1
+        scipy.optimize.minimize(search, start, method="COBYQA", bounds=bounds, options=options)
     search.put(search.best)
     best = max(search.trials, key=lambda trial: trial.psnr)
+    if best.psnr == _DIVERGED:
+        report(
+            f"every solve diverged, in {len(search.trials)} trials; shorten the step of the solver, or start elsewhere"
+        )
     for value, (name, found), (low, high) in zip(search.best, best.values.items(), bounds, strict=True):
         if min(value - low, high - value) < 2 * tolerance:
             report(f"{name} {found:.3g} is at the edge of its range, {math.exp(low):.3g} to {math.exp(high):.3g}")
     return Tuned(best.values, best.psnr, search.trials)
+
+
+def _convergent(search: _Search, centre: list[float], width: float, most: int) -> list[float]:
+    """The centre; where that diverges, the nearest of points along the first parameter that does not."""
+    strides = [sign * k * _STRIDE for k in range(1, int(width / _STRIDE) + 1) for sign in (1, -1)]
+    for stride in [0.0, *strides][:most]:
+        point = [centre[0] + stride, *centre[1:]]
+        if search(point) < -_DIVERGED:
+            return point
+    return centre
 
 
 class _Search:
@@ -181,4 +194,6 @@ def _ground_truth(problem: InverseProblem) -> Tensor:
             "tune: expected validation problems with a ground truth, got one without; "
             "tune on simulated or fully sampled data"
         )
+    if not problem.x.isfinite().all():
+        raise ValueError("tune: expected finite ground truth, got NaN or Inf in a validation image; mend or remove it")
     return problem.x

@@ -99,8 +99,8 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
         max_steps: Number of steps.
         tol: A sample counts as converged if ‖F(x)‖ ≤ tol · ‖F(x⁰)‖ at the end.
         n_views: n, the blocks of a step: views, illuminations, coils; at most all of them.
-        step_size: γ > 0; below 2/L, L the largest Lipschitz constant of (m/n)Σ_{i ∈ I} ∇gᵢ + λ∇R over the sets I: that
-            of F for views that see the same, up to m/n times as much for coils that see different parts.
+        step_size: γ > 0; below 2(1 + β)/((1 + 2β)L), L the largest Lipschitz constant of (m/n)Σ_{i ∈ I} ∇gᵢ + λ∇R over
+            the sets I: that of F for views that see the same, up to m/n times that for coils that see other parts.
         decay: Of γ_k = γ/(1 + k)^decay. 0: constant steps, which come to within a distance of order √γ of the solution,
             and nearer by averaging; in (½, 1]: they converge.
         average: Number of iterates at the end whose mean is returned; 1: the last one.

@@ -12,18 +12,19 @@ import torch
 
 from elder.datamodules.ct_files import Dicom, LoDoPaB
 
-pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install 'elder[dicom]'")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With pydicom's slice of 128 × 128 pixels."""
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install 'elder[dicom]'")
     source = Path(pydicom.__file__).parent / "data/test_files/CT_small.dcm"
     shutil.copy(source, tmp_path / "a.dcm")
     return tmp_path
 
 
 def changed(folder: Path, name: str, **fields: object) -> None:
+    import pydicom
+
     data = pydicom.dcmread(folder / "a.dcm")
     for field, value in fields.items():
         if value is None:
@@ -38,6 +39,8 @@ def test_a_slice_is_in_units_of_its_window(folder: Path) -> None:
     assert source.names == ["a.dcm"] and source.sizes == [(128, 128)]
     image = source.read(0, color=False)
     assert image.shape == (1, 128, 128) and image.dtype == torch.float32
+    import pydicom
+
     stored = pydicom.dcmread(folder / "a.dcm").pixel_array.astype(np.float64)
     hounsfield = stored - 1024  # as its header says
     expected = ((hounsfield + 1000) / 2500).clip(0, 1)
@@ -56,9 +59,11 @@ def test_rescaling_is_that_of_each_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"RescaleSlope": None}, "without RescaleSlope"),
-        ({"Modality": "MR"}, "of modality MR"),
-        ({"NumberOfFrames": 3}, "3 frames"),
+        ({"RescaleSlope": None}, "no RescaleSlope"),
+        ({"Modality": "MR"}, "Modality MR"),
+        ({"NumberOfFrames": 3}, "NumberOfFrames 3"),
+        ({"SamplesPerPixel": 3}, "SamplesPerPixel 3"),
+        ({"RescaleType": "US"}, "RescaleType US"),
     ],
 )
 def test_what_is_no_slice_is_named(folder: Path, fields: dict, message: str) -> None:
@@ -73,7 +78,7 @@ def test_damaged_and_missing_files_are_named(folder: Path, tmp_path: Path) -> No
         _ = Dicom(folder).sizes
     with pytest.raises(FileNotFoundError, match=r"expected DICOM slices \(\*\.dcm\), found none"):
         _ = Dicom(tmp_path / "nowhere").names
-    with pytest.raises(ValueError, match="expected low < high"):
+    with pytest.raises(ValueError, match="expected finite low < high"):
         Dicom(folder, low=1, high=1)
     whole = (folder / "a.dcm").read_bytes()
     (folder / "c.dcm").write_bytes(whole[: len(whole) // 2])
@@ -107,7 +112,7 @@ def test_lodopab_files_that_are_not_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected finite values, found others in image 0"):
         LoDoPaB(tmp_path, "train").read(0, color=False)
     lodopab(tmp_path, "train", 1, np.zeros((4, 4), np.float32))
-    with pytest.raises(ValueError, match=r"001\.hdf5: expected a dataset 'data' \(images, H, W\)"):
+    with pytest.raises(ValueError, match=r"001\.hdf5: expected a dataset 'data' \(images, H, W\) of floats"):
         _ = LoDoPaB(tmp_path, "train").names
     (tmp_path / "ground_truth_train_001.hdf5").write_bytes(b"no HDF5")
     with pytest.raises(OSError, match=r"001\.hdf5: expected a complete HDF5 file"):

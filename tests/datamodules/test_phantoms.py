@@ -65,6 +65,11 @@ def test_cells_are_ellipsoids_cut_into_slices() -> None:
     areas = (cells.real > 0.05).float().mean((2, 3))
     assert (areas[:, 2] >= areas[:, 1]).all() and (areas[:, 1] >= areas[:, 0]).all()  # widest in the middle
     torch.testing.assert_close(areas[:, :2], areas[:, 3:].flip(1), atol=0.03, rtol=0)
+    assert (areas > 0.01).all()  # the body reaches all of them
+    whole = torch.stack([Cells(12, 64, n_slices=41, seed=3).read(i, color=False) for i in range(12)])
+    assert not whole[:, [0, -1]].abs().any()  # and ends, without a trace, before the ends of the stack
+    present = (whole.real > 0).flatten(2).any(2).float().mean(1)
+    assert (present > 0.78).all() and (present < 1).all()
     assert 0 < cells.imag.max() < 0.34 and (cells.real[cells.imag > 0] > 0).all()  # what absorbs also refracts
     assert torch.equal(cells[2], Cells(3, 64, n_slices=5, seed=3).read(2, color=True))
     assert not torch.equal(cells[2], Cells(3, 64, n_slices=5, seed=4).read(2, color=False))

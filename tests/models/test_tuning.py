@@ -93,10 +93,11 @@ def test_the_scale_of_a_prior_and_the_budget():
     assert tuned.psnr > mean_psnr(model, problems, scale=20.0) + 0.1
 
 
-def test_where_the_solver_diverges_is_no_maximum():
+@pytest.mark.parametrize("strength", [1.0, 2.0])  # with 2 all of the neighbors diverge, too
+def test_where_the_solver_diverges_is_no_maximum(strength: float):
     torch.manual_seed(1)
     prior = ImplicitResidual(DnCNN(1, 4, 2))
-    model = Reconstruction(prior, Picard(2000, 1e-3), Implicit(GMRES()), strength=1.0).double()
+    model = Reconstruction(prior, Picard(2000, 1e-3), Implicit(GMRES()), strength=strength).double()
     tuned = tune(model, [denoising(0, 1)])
     diverged = [trial for trial in tuned.trials if trial.unconverged]
     assert diverged and {trial.psnr for trial in diverged} == {-100.0}
@@ -115,14 +116,27 @@ def test_what_is_found_is_no_worse_than_the_start(n: int, parameters: tuple):
     assert again.trials[0].values["strength"] == pytest.approx(found.values["strength"])
 
 
+def test_that_everything_diverges_is_told():
+    torch.manual_seed(1)
+    lines: list[str] = []
+    model = Reconstruction(ImplicitResidual(DnCNN(1, 4, 2)), Picard(2000, 1e-3), Implicit(GMRES()), strength=50.0)
+    found = tune(model.double(), [denoising(0, 1)], factor=2.0, report=lines.append)
+    assert found.psnr == -100.0 and "every solve diverged, in" in lines[-1]
+    assert found.trials[0].values["strength"] == pytest.approx(50)
+
+
 def test_what_cannot_be_tuned_is_refused_in_words():
     p, model = denoising(0, 1), Reconstruction(TotalVariation(), strength=0.1)
     with pytest.raises(ValueError, match="tune: expected validation problems with a ground truth"):
         tune(model, [p, p._replace(x=None)])
+    with pytest.raises(ValueError, match="tune: expected finite ground truth, got NaN"):
+        tune(model, [p._replace(x=p.x * torch.nan)])
+    with pytest.raises(ValueError, match="tune: expected validation problems, got none"):
+        tune(model, [])
     for parameters in (["sigma"], ["strength", "strength"], [], ["scale"]):
         with pytest.raises(ValueError, match=r"tune: expected some of strength, each once, got"):
             tune(model, [p], parameters)
-    for wrong in ({"factor": 1.0}, {"max_evaluations": 0}):
-        with pytest.raises(ValueError, match=r"tune: expected factor > 1 and max_evaluations >= 1, got"):
+    for wrong in ({"factor": 1.0}, {"factor": math.inf}, {"tolerance": -1.0}, {"max_evaluations": 0}):
+        with pytest.raises(ValueError, match=r"tune: expected factor > 1, tolerance > 0 and max_evaluations >= 1, got"):
             tune(model, [p], **wrong)
     assert model.strength.item() == pytest.approx(0.1), "it is noticed before anything is changed"

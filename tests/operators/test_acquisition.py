@@ -220,6 +220,14 @@ def test_downsampling_measures_every_other_pixel_of_the_blurred_image() -> None:
             r"expected one coil in a scene without coil sensitivities, got 3 \(k-space or image \(4, 3, 10, 14\)\)",
         ),
         (
+            lambda: CartesianMRI(MASK, NOISE)(Scene(None, KSPACE, KSPACE[:, :2]), generators(0, 1, 2, 3)),
+            r"of the coils and the size of the k-space \(4, 3, 10, 14\), got maps \(4, 2, 10, 14\)",
+        ),
+        (
+            lambda: CartesianMRI(MASK, NOISE)(Scene(IMAGE, maps=KSPACE[..., :9]), generators(0, 1, 2, 3)),
+            r"the size of the image .*, got maps \(4, 3, 10, 9\)",
+        ),
+        (
             lambda: Downsampling(UniformKernel(3), 4, NOISE)(Scene(IMAGE), generators(0, 1, 2, 3)),
             "divisible by the scale 4, got 10×14; crop the images",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,6 +36,8 @@ class FieldsOfExperts(Regularizer):
         ValueError: If a count is below 1, kernel_size is even, or there are no so many filters of that kind.
     """
 
+    gain: Tensor | None  # ‖W‖ at the beginning, where it is to stay so
+
     def __init__(
         self,
         channels: int = 1,
@@ -50,10 +53,10 @@ class FieldsOfExperts(Regularizer):
                 f"FieldsOfExperts: expected channels, n_filters >= 1 and an odd kernel_size, got {channels}, "
                 f"{n_filters} and {kernel_size}"
             )
-        self.channels, self.potential, self.normalized = channels, potential or LogCosh(), normalized
+        self.channels, self.potential = channels, potential or LogCosh()
         self.filters = nn.Parameter(self.potential.scale * _initial(initial, n_filters, channels, kernel_size))
-        self.log_weights = nn.Parameter(torch.full((n_filters,), -2 * torch.tensor(self.potential.scale).log().item()))
-        self.gain = float(largest_gain(self.filters.detach()))
+        self.log_weights = nn.Parameter(torch.full((n_filters,), -2 * math.log(self.potential.scale)))
+        self.register_buffer("gain", largest_gain(self.filters.detach()) if normalized else None)
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         responses = analyse(real_channels(self, x, self.channels), self.bank())
@@ -68,7 +71,7 @@ class FieldsOfExperts(Regularizer):
 
     def bank(self) -> Tensor:
         """W, (n_filters, channels, kernel_size, kernel_size)."""
-        return self.filters * (self.gain / largest_gain(self.filters)) if self.normalized else self.filters
+        return self.filters if self.gain is None else self.filters * (self.gain / largest_gain(self.filters))
 
 
 class UntiedExperts(Prior):
@@ -92,7 +95,7 @@ class UntiedExperts(Prior):
         u = real_channels(self, x, own.channels)
         slope = own.potential.slope(analyse(u, own.bank())) * own.log_weights.exp()[:, None, None]
         synthesis = self.synthesis
-        if own.normalized:
+        if own.gain is not None:
             synthesis = synthesis * (own.gain / largest_gain(synthesis))
         return from_channels(synthesise(slope, synthesis, u), x)
 
