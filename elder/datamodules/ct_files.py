@@ -116,7 +116,7 @@ class LoDoPaB(ImageSource):
     def read(self, index: int, color: bool) -> Tensor:
         name, _, number = self.names[index].rpartition("/")
         with _hdf5(self.path / name) as file:
-            image = np.asarray(file["data"][int(number)], np.float32)
+            image = np.asarray(_data(file, self.path / name)[int(number)], np.float32)
         if not np.isfinite(image).all():
             raise ValueError(f"{self.path / name}: expected finite values, found others in image {number}")
         return _gray(image.clip(0, 1), color)
@@ -126,13 +126,7 @@ class LoDoPaB(ImageSource):
         shapes = {}
         for name in _names(self.path, f"ground_truth_{self.part}_*.hdf5", "files of LoDoPaB-CT"):
             with _hdf5(self.path / name) as file:
-                data = file.get("data")
-                if not isinstance(data, h5py.Dataset) or data.ndim != 3 or 0 in data.shape or data.dtype.kind != "f":
-                    raise ValueError(
-                        f"{self.path / name}: expected a dataset 'data' (images, H, W) of floats, found "
-                        f"{sorted(file)}; download it again"
-                    )
-                shapes[name] = data.shape
+                shapes[name] = _data(file, self.path / name).shape
         return shapes
 
 
@@ -148,6 +142,15 @@ def _hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise OSError(f"{path}: expected a complete HDF5 file, found: {error}; download it again") from error
+
+
+def _data(file: h5py.File, path: Path) -> h5py.Dataset:
+    data = file.get("data")
+    if not isinstance(data, h5py.Dataset) or data.ndim != 3 or 0 in data.shape or data.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: expected a dataset 'data' (images, H, W) of floats, found {sorted(file)}; download it again"
+        )
+    return data
 
 
 def _gray(image: np.ndarray, color: bool) -> Tensor:
