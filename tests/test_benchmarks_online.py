@@ -23,7 +23,7 @@ def test_fewer_views_take_less_memory_and_the_tables_say_so(tmp_path, monkeypatc
     machine = {"cpu": "a", "threads": 1, "torch": "b", "date": "c", "seed": 0, "commit": "d"}
     angle = {"share": 3, "shared": True, "distance": 0.01, "cosine": 0.99, "least": 0.98, "length": 1.1}
     accuracy = {"distances": [(0.5, 0.1), (0.25, 0.07)], "slope": 0.5, "angles": [angle]}
-    document = tmp_path / "oder.md"
+    document = tmp_path / "page.md"
     document.write_text("\n".join(f"<!-- begin {n} -->\n<!-- end {n} -->" for n in ("machine", "cost", "accuracy")))
     (tmp_path / "performance").mkdir()
     monkeypatch.setattr(online, "DOCUMENT", document)

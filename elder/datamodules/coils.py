@@ -141,7 +141,7 @@ def compression(kspace: Tensor, n_virtual: int) -> Tensor:
 def birdcage(n_coils: int, size: tuple[int, int], distance: float = 1.5) -> Tensor:
     """Sensitivities of coils around a field of view, Σ_c|S_c|² = 1.
 
-    Before they are divided by √Σ|S_c|², each is 1/(x − iy) in coordinates about its own centre that turn with it: the
+    Before they are divided by √Σ|S_c|², each is 1/(x − i y) in coordinates about its own centre that turn with it: the
     field of a long wire, which falls off as the inverse of the distance and whose direction turns once around it.
 
     Args:
