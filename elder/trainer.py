@@ -43,7 +43,7 @@ class Trainer(pytorch_lightning.Trainer):
         max_evaluations: int = 30,
         weights_only: bool | None = None,
     ) -> Tuned:
-        """Tune strength and noise level for the highest PSNR on the validation images, and write tuned.yaml.
+        """Tune strength and noise levels for the highest PSNR on the validation images, and write tuned.yaml.
 
         `test --config CONFIG --config RUN_DIR/tuned.yaml` uses the values. It takes no --ckpt_path, whose own numbers
         would win: the file names the checkpoint's prior as `pretrained` instead. Beside it, tuned.csv has every
@@ -53,8 +53,8 @@ class Trainer(pytorch_lightning.Trainer):
             model: A `ReconstructionModule`.
             datamodule: With validation images whose truth is known.
             ckpt_path: Checkpoint of a fit, `last`: that of the run's folder; null: as the model starts.
-            parameters: What is tuned: strength, sigma, sigma_factor, scale; null: strength, and where there is one
-                sigma_factor, else sigma; without those that are `fixed`.
+            parameters: What is tuned: strength, sigma, sigma_factor, scale; null: all of the first three that there
+                are, without those that are `fixed`.
             factor: Largest ratio of a tuned value to the present one, up or down.
             max_evaluations: Largest number of times that all validation images are reconstructed.
             weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
@@ -67,7 +67,7 @@ class Trainer(pytorch_lightning.Trainer):
         found = tunable(reconstruction)
         known = [name for name in SCALARS if name in found]
         free = [name for name in known if found[name].requires_grad]  # what is fixed is tuned if it is named
-        chosen = parameters or [*free[:1], *free[1:][-1:]]
+        chosen = parameters or free
         if not chosen:
             raise ValueError(
                 f"tune: expected a parameter that is not fixed, found {', '.join(known)} fixed; name what is tuned "
