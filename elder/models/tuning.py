@@ -70,9 +70,10 @@ def tune(
 
     Every parameter p is searched for by its logarithm, between p₀/factor and p₀·factor around its value p₀ at the call,
     by quadratic models in trust regions: COBYQA (Ragonneau and Zhang, 2023), which needs about 8 evaluations for one
-    number and 16 for two. p₀ is tried first, so that what is found is no worse. Each solve starts from A.initialize(y),
-    as it will when the values are used: where R is not convex, another start may lead to another minimum. Where p₀
-    diverges, the search begins at the first of p₀·8, p₀/8, p₀·64, … of the first parameter that does not.
+    number and 15 to 25 for two or three. p₀ is tried first, so that what is found is no worse. Each solve starts from
+    A.initialize(y), as it will when the values are used: where R is not convex, another start may lead to another
+    minimum. Where p₀ diverges, the search begins at the nearest of p₀·8, p₀/8, p₀·64, … of the first parameter, within
+    the range, that does not.
 
     Args:
         reconstruction: Its parameters are overwritten.

@@ -174,13 +174,13 @@ class CartesianMRI(Acquisition):
                 f"CartesianMRI: expected one coil in a scene without coil sensitivities, got {data.shape[1]} "
                 f"(k-space or image {tuple(data.shape)}); add maps to the scene"
             )
-        if scene.maps is not None and (scene.kspace is None or scene.maps.shape[1:] != scene.kspace.shape[1:]):
-            size = tuple(scene.maps.shape)
-            if scene.kspace is not None or size[-2:] != tuple(data.shape[-2:]):
+        if scene.maps is not None:
+            axis = -2 if scene.kspace is None else 1  # an image tells the size alone, k-space the coils, too
+            if scene.maps.shape[axis:] != data.shape[axis:]:
                 raise ValueError(
-                    f"CartesianMRI: expected coil sensitivities of the coils and the size of the "
-                    f"{'image' if scene.kspace is None else 'k-space'} {tuple(data.shape)}, got maps {size}; estimate "
-                    "them from the same data, after the same crop"
+                    "CartesianMRI: expected coil sensitivities of the coils and the size of the "
+                    f"{'image' if scene.kspace is None else 'k-space'} {tuple(data.shape)}, got maps "
+                    f"{tuple(scene.maps.shape)}; estimate them from the same data, after the same crop"
                 )
         mask = self._draw(scene, data.shape[-1], generators).to(data.device) if scene.mask is None else scene.mask
         A = single_coil(mask) if scene.maps is None else multi_coil(mask, scene.maps)
