@@ -31,6 +31,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 # Imported so that configurations may name their classes without a path.
 import elder.models.networks
+import elder.models.prior_modules
 import elder.models.regularizers
 import elder.operators
 import elder.solvers  # noqa: F401

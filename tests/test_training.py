@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from elder.datamodules.base import KeySampler, collate, generator
 from elder.datamodules.fastmri import FastMRI
+from elder.models.penalties import jacobian_norm
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Ridge
-from elder.operators import CartesianMRI, Gaussian, RandomMask
+from elder.operators import CartesianMRI, Gaussian, Identity, InverseProblem, RandomMask
 from elder.reporting.metrics_log import read_metrics
 from elder.reporting.tables import read_results
 from elder.solvers import LBFGS
@@ -294,6 +296,51 @@ def test_tolerances_adapt_within_their_bounds_and_are_part_of_the_checkpoint(tmp
     kept = checkpoint(tmp_path / "run")["state_dict"]["tolerances"]
     run("fit", config, *adaptive, "--trainer.max_epochs=4", "--ckpt_path=last")
     assert steps(tmp_path / "run")[len(lines)]["forward/tolerance"] == pytest.approx(kept[0].item())
+
+
+def test_a_penalty_is_added_in_the_steps_it_is_due_and_counted(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__max_epochs=2, trainer__limit_val_batches=0)
+    norms = {}
+    for weight in (0, 10):
+        options = [f"--model.penalty.weight={weight}", "--model.penalty.every=3", f"--run_dir={tmp_path / str(weight)}"]
+        run("fit", config, *options)
+        lines = steps(tmp_path / str(weight))
+        added = [line.get("train/penalty") for line in lines if "train/loss" in line]
+        assert added[0] == added[1] and added[2] is None and added[3] is not None  # Lightning repeats it in an epoch
+        state = checkpoint(tmp_path / str(weight))["state_dict"]
+        R = Ridge(widths=[4], kernel_size=3)
+        reconstruction = Reconstruction(R, LBFGS())
+        reconstruction.load_state_dict({k.removeprefix("reconstruction."): v for k, v in state.items()})
+        x = torch.zeros(1, 1, 16, 16)
+        norms[weight] = jacobian_norm(reconstruction.objective(InverseProblem(Identity(), x)), x, 50).item()
+    assert norms[10] < 0.9 * norms[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
+def test_a_run_learns_by_any_metric(tmp_path: Path) -> None:
+    metric = {"class_path": "torchmetrics.MeanAbsoluteError"}
+    loss = {"class_path": "elder.models.losses.MetricLoss", "init_args": {"metric": metric}}
+    run("fit", write_config(tmp_path, trainer__max_epochs=12, model__init_args__loss=loss))
+    lines = [line["train/loss"] for line in steps(tmp_path / "run") if "train/loss" in line]
+    assert sum(lines[-6:]) < sum(lines[:6])
+
+
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
+def test_a_strength_that_runs_away_ends_the_run_and_leaves_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(
+        tmp_path,
+        trainer__max_epochs=3,
+        trainer__limit_val_batches=0,
+        model__init_args__optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-9}},
+        model__init_args__scalar_rate=1e7,
+        model__init_args__scheduler__init_args__gamma=3e3,  # of the second epoch
+    )
+    with pytest.raises(SystemExit):
+        run("fit", config)
+    assert re.search(r"error: .*the strength ran from 0\.1 to \S+ by step 3; fix it", capsys.readouterr().err)
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
 def test_a_lowered_network_is_chosen_in_the_configuration(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 
 class LogMSELoss(nn.Module):
@@ -31,3 +32,32 @@ class LogMSELoss(nn.Module):
         if x.shape != target.shape:
             raise ValueError(f"LogMSELoss: expected equal shapes, got {tuple(x.shape)} and {tuple(target.shape)}")
         return torch.log(self.epsilon + (x - target).square().flatten(1).mean(1)).mean()
+
+
+class MetricLoss(nn.Module):
+    """A torchmetrics metric of x̂ and x as a loss: its value, or where higher is better its negative.
+
+    Args:
+        metric: Of a batch against another, differentiable, say `torchmetrics.image.StructuralSimilarityIndexMeasure`
+            with `data_range: 1`.
+
+    Raises:
+        ValueError: If the metric says that it is not differentiable, or not which of two values is better.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        name = type(metric).__name__
+        if metric.is_differentiable is not True or metric.higher_is_better is None:
+            raise ValueError(
+                f"MetricLoss: expected a differentiable metric that says whether higher is better, got {name} with "
+                f"is_differentiable={metric.is_differentiable}, higher_is_better={metric.higher_is_better}; choose "
+                "another"
+            )
+        self.metric, self.sign = metric, -1.0 if metric.higher_is_better else 1.0
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """A number, from (B, …) and (B, …). Nothing is accumulated."""
+        value = self.metric(x, target)
+        self.metric.reset()
+        return self.sign * value

@@ -1,8 +1,9 @@
-"""What the Lightning modules hand to the trainer: an optimizer, its groups and its schedule."""
+"""What the Lightning modules hand to the trainer, an optimizer, its groups and its schedule; and where it must end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -38,3 +39,29 @@ def configured(
     if apart:
         made.param_groups[1]["lr"] *= rate
     return made if scheduler is None else ([made], [{"scheduler": scheduler(made), "interval": interval}])
+
+
+@dataclass(frozen=True)
+class StrengthBounds:
+    """Ends a training whose λ runs to 0 or to infinity, where R has lost its say or the data have.
+
+    Args:
+        first: λ at the beginning.
+        factor: How many times larger or smaller it may become.
+    """
+
+    first: float
+    factor: float = 1e6
+
+    def check(self, strength: float, step: int) -> None:
+        """Before a step.
+
+        Raises:
+            FloatingPointError: If λ is out of bounds, or not finite.
+        """
+        if not 1 / self.factor < strength / self.first < self.factor:
+            raise FloatingPointError(
+                f"ReconstructionModule: the strength ran from {self.first:.3g} to {strength:.3g} by step {step}; fix "
+                "it (reconstruction.fixed: [strength]), or lower scalar_rate or the learning rate; best.ckpt is of "
+                "the best validation before"
+            )

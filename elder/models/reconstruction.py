@@ -198,6 +198,14 @@ class Reconstruction(nn.Module):
         return self.__dict__ | {"_evaluator": None}  # compiled code belongs to one prior in one process
 
 
+def initial_solution(problem: InverseProblem) -> Solution:
+    """x⁰ as if it were a solution: no equation solved, no gradient used."""
+    x = problem.A.initialize(problem.y)
+    unknown = torch.full((x.shape[0],), torch.nan, device=x.device)
+    zeros = torch.zeros_like(unknown)
+    return Solution(x, unknown, zeros, zeros, zeros > 0)
+
+
 def _solve(watch: Watch, solver: Solver, problem: Objective, x0: Tensor, scale: Tensor | None = None) -> Solution:
     """In place of a backward rule, for a solution that is watched instead of differentiated."""
     with torch.no_grad():

@@ -17,8 +17,9 @@ from elder.datamodules.base import Batch, ImagingDataModule, Key, generator, vol
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
 from elder.models.noise_range import NoiseRange
-from elder.models.optimization import Interval, configured
-from elder.models.reconstruction import Reconstruction, Tolerances
+from elder.models.optimization import Interval, StrengthBounds, configured
+from elder.models.penalties import JacobianPenalty
+from elder.models.reconstruction import Reconstruction, Tolerances, initial_solution
 from elder.models.scores import scores, timed
 from elder.models.shortfalls import Shortfalls
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
@@ -54,6 +55,7 @@ class ReconstructionModule(LightningModule):
         scheduler: Of the learning rate; null: constant.
         scheduler_interval: Whether it is stepped once an epoch or after every step of the optimizer.
         scalar_rate: Learning rate of λ and of the σ that the prior is told, relative to that of θ.
+        penalty: Added to the loss; its evaluations count among those of training.
     """
 
     tolerances: Tensor  # present tolerances of the forward and the backward solve, if they adapt
@@ -72,9 +74,11 @@ class ReconstructionModule(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Interval = "epoch",
         scalar_rate: float = 1.0,
+        penalty: JacobianPenalty | None = None,
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
+        self._bounds = StrengthBounds(reconstruction.strength.item())
         self.loss = loss or nn.MSELoss()
         self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
         self._measured = NoiseRange()  # that of the measurements, in the training here
@@ -83,7 +87,7 @@ class ReconstructionModule(LightningModule):
         self.initialization = initialization
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval: Interval = scheduler_interval
-        self.scalar_rate = scalar_rate
+        self.scalar_rate, self.penalty = scalar_rate, penalty
         self.val_psnr, self.val_ssim, self.val_gradients = ImageMean(), ImageMean(), ImageMean()
         self.test_volumes = VolumeMetrics()
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
@@ -118,13 +122,18 @@ class ReconstructionModule(LightningModule):
 
     # Training
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        problem, n = batch.problem, len(batch.names)
-        truth = _ground_truth(batch)
+    def learn_noise(self, problem: InverseProblem) -> None:
+        """From now on the prior is trained for the levels that it meets, after a warning where it came for others."""
         if self._told.known is not None:
             self.check_noise(problem)
-            self._told = NoiseRange()  # from now on the prior learns the present level
+            self._told = NoiseRange()
         self._measured.extend(problem.sigma)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        problem, n = batch.problem, len(batch.names)
+        truth = ground_truth(batch)
+        self._bounds.check(self.reconstruction.strength.item(), self.global_step)
+        self.learn_noise(problem)
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
             start = self._warm_start.start(samples, problem.A.initialize(problem.y))
@@ -137,6 +146,11 @@ class ReconstructionModule(LightningModule):
         short = self._shortfalls.add("forward", ~solution.converged)
         self.n_gradients += int(solution.n_gradients.sum())
         self.log("train/loss", loss, batch_size=n)
+        if self.penalty is not None and self.global_step % self.penalty.every == 0:
+            added = self.penalty(self.reconstruction.objective(problem), solution.x)
+            self.n_gradients += self.penalty.n_products * n
+            self.log("train/penalty", added, batch_size=n)
+            loss = loss + added
         self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)
         self.log("train/strength", self.reconstruction.strength, batch_size=n)
         self.log("forward/residual", solution.residual.max(), batch_size=n)
@@ -207,7 +221,7 @@ class ReconstructionModule(LightningModule):
     # Evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        truth, n = _ground_truth(batch), 0 if batch.spare else len(batch.names)
+        truth, n = ground_truth(batch), 0 if batch.spare else len(batch.names)
         solution = self(batch.problem)
         shown, weight = displayed(solution.x), float(n > 0)
         self.val_psnr(psnr(shown, truth, 1.0)[:n])
@@ -231,10 +245,10 @@ class ReconstructionModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One row per method and image, and the images."""
-        truth, problem = _ground_truth(batch), batch.problem
+        truth, problem = ground_truth(batch), batch.problem
         self.check_noise(problem)
         rows, images = [], {}
-        methods = {self.initialization: _initialize, **self.baselines, LEARNED: self.reconstruction}
+        methods = {self.initialization: initial_solution, **self.baselines, LEARNED: self.reconstruction}
         increases = Increases(self.reconstruction.objective(problem))
         for method, reconstruct in methods.items():
             options = {"watch": increases} if method == LEARNED else {}
@@ -273,15 +287,8 @@ class ReconstructionModule(LightningModule):
         self._told, self._measured = NoiseRange(), NoiseRange(checkpoint.get("measured_noise"))
 
 
-def _initialize(problem: InverseProblem) -> Solution:
-    """x⁰ as if it were a solution: no equation solved, no gradient used."""
-    x = problem.A.initialize(problem.y)
-    unknown = torch.full((x.shape[0],), torch.nan, device=x.device)
-    zeros = torch.zeros_like(unknown)
-    return Solution(x, unknown, zeros, zeros, zeros > 0)
-
-
-def _ground_truth(batch: Batch) -> Tensor:
+def ground_truth(batch: Batch) -> Tensor:
+    """x of a batch, or a `ValueError` where its measurements came without one."""
     if batch.problem.x is None:
         raise ValueError(
             f"ReconstructionModule: expected a ground truth, found none for {batch.names[0]}; "

@@ -321,6 +321,17 @@ def test_the_digest_is_the_same_tomorrow(resolver: Resolver) -> None:
     assert identity.run_hash(("fit", "test"), bytes(32), 0, {"a": ("b", "c")}) == "37317809fc0baed6"
 
 
+def test_an_argument_that_came_later_counts_once_it_is_set(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "penalty" in identity.LATER
+    unset, null, other = (
+        digest(resolver, config)
+        for config in (MRI, changed(("model.penalty", None)), changed(("model.penalty", {"weight": 1.0})))
+    )
+    assert unset == null != other
+    monkeypatch.setattr(identity, "LATER", frozenset())
+    assert digest(Resolver(), MRI) != unset
+
+
 # Cost.
 
 

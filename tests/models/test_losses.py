@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from torchmetrics import MeanAbsoluteError, Metric
+from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from elder.metrics import psnr
-from elder.models.losses import LogMSELoss
+from elder.models.losses import LogMSELoss, MetricLoss
 from tests.solvers.problems import draw
 
 
@@ -37,3 +41,33 @@ def test_bad_arguments_are_refused():
         LogMSELoss(-1)
     with pytest.raises(ValueError, match=r"expected equal shapes, got \(1, 1, 4, 4\) and \(1, 4, 4\)"):
         LogMSELoss()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [StructuralSimilarityIndexMeasure(data_range=1.0), PeakSignalNoiseRatio(1.0), MeanAbsoluteError()],
+    ids=repr,
+)
+def test_a_step_against_the_gradient_of_a_metric_betters_it(metric: Metric):
+    loss, target = MetricLoss(metric), torch.rand(2, 1, 24, 24)
+    x = (target + 0.1 * torch.randn(2, 1, 24, 24)).requires_grad_()
+    before = loss(x, target)
+    assert torch.equal(loss(x, target), before)  # nothing is accumulated
+    (gradient,) = torch.autograd.grad(before, x)
+    after = loss(x - 1e-2 * gradient / gradient.norm(), target)
+    assert after < before
+    better = metric(x - 1e-2 * gradient / gradient.norm(), target) - metric(x, target)
+    assert better > 0 if metric.higher_is_better else better < 0
+
+
+def test_a_metric_loss_has_the_value_of_the_metric():
+    x, target = torch.rand(2, 1, 24, 24), torch.rand(2, 1, 24, 24)
+    loss = MetricLoss(StructuralSimilarityIndexMeasure(data_range=1.0))
+    torch.testing.assert_close(-loss(x, target), structural_similarity_index_measure(x, target, data_range=1.0))
+
+
+def test_metrics_that_cannot_be_descended_are_refused():
+    with pytest.raises(
+        ValueError, match=r"MetricLoss: expected a differentiable metric .*got BinaryAccuracy with is_d"
+    ):
+        MetricLoss(BinaryAccuracy())

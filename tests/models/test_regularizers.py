@@ -12,11 +12,16 @@ from elder.models.regularizers import (
     TDV,
     Confined,
     Convex,
+    DeadZone,
+    DenseExperts,
+    Experts,
     FieldsOfExperts,
     ImplicitResidual,
     LogCosh,
     Potential,
     Prior,
+    Quadratic,
+    Rectified,
     REDPotential,
     Regularizer,
     Residual,
@@ -40,6 +45,9 @@ FAMILIES = {
     "experts": lambda channels: FieldsOfExperts(channels, 5, 3, LogCosh(2.0)),
     "experts-normalized": lambda channels: FieldsOfExperts(channels, 6, 5, StudentT(2.0), "random", normalized=True),
     "experts-spline": lambda channels: FieldsOfExperts(channels, 4, 3, Spline(2.0), "differences"),
+    "experts-quadratic": lambda channels: FieldsOfExperts(channels, 4, 3, Quadratic()),
+    "dense-rectified": lambda channels, size=(16, 16): DenseExperts(size, channels, 9, Rectified(2.0)),
+    "dense-dead-zone": lambda channels, size=(16, 16): DenseExperts(size, channels, 9, DeadZone(2.0)),
     "residual": lambda channels: Residual(DnCNN(channels, 6, 2)),
     "residual-drunet": lambda channels: Residual(DRUNet(channels, (4, 6, 8), 1)),
     "residual-drunet-noise-map": lambda channels: Residual(DRUNet(channels, (3, 4, 5, 6), 2, noise_map=True)),
@@ -71,7 +79,8 @@ def instance(family: str, image: str) -> tuple[Regularizer, torch.Tensor]:
     shape, dtype = IMAGES[image]
     torch.manual_seed(1)
     x = draw(*shape, dtype=dtype, seed=2)
-    return FAMILIES[family](to_channels(x).shape[1]).double(), x
+    size = {"size": shape[-2:]} if family.startswith("dense") else {}
+    return FAMILIES[family](to_channels(x).shape[1], **size).double(), x
 
 
 def test_every_regularizer_and_potential_is_tested():
@@ -79,7 +88,7 @@ def test_every_regularizer_and_potential_is_tested():
     assert concrete_subclasses(Regularizer) == {type(R) for R in tested}
     fields = {ImplicitResidual, ScaledField, UntiedExperts}
     assert concrete_subclasses(Prior) - concrete_subclasses(Regularizer) == fields
-    with_potential = (R for R in tested if isinstance(R, Ridge | FieldsOfExperts))
+    with_potential = (R for R in tested if isinstance(R, Ridge | Experts))
     assert concrete_subclasses(Potential) == {type(R.potential) for R in with_potential}
 
 

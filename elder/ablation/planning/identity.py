@@ -15,7 +15,7 @@ from typing import Any
 
 from elder.models.catalogue import shipped
 
-__all__ = ["ELSEWHERE", "INPUT", "Fingerprints", "counts", "digest", "run_hash"]
+__all__ = ["ELSEWHERE", "INPUT", "LATER", "Fingerprints", "counts", "digest", "run_hash"]
 
 ELSEWHERE = frozenset(
     {
@@ -35,6 +35,8 @@ ELSEWHERE = frozenset(
     }
 )
 LOADERS = frozenset({"num_workers"})  # in any class: how a batch is fetched, not what it holds
+#: In any class: arguments that came after runs were made. Where they are null these runs are the same as ever.
+LATER = frozenset({"penalty"})
 INPUT = "input:"  # begins the value of a key that another stage's output is to fill
 _CHUNK = 1 << 20
 

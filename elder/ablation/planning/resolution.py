@@ -189,7 +189,9 @@ class Resolver:
 
 def _joined(kind: str, parts: Mapping[str, Part], arguments: Mapping[str, Any], mistakes: list[Mistake]) -> Part:
     found = [m.below(name) for name, part in parts.items() if part.mistakes for m in part.mistakes]
-    counted = {n: p.digest for n, p in parts.items() if not isinstance(a := arguments[n], Argument) or a.counts}
+    new = {name for name in identity.LATER & parts.keys() if parts[name].value is None}
+    counting = (n for n in parts.keys() - new if not isinstance(a := arguments[n], Argument) or a.counts)
+    counted = {name: parts[name].digest for name in counting}
     value = {name: part.value for name, part in parts.items()}
     return Part(identity.combined(kind, counted), value, (*mistakes, *found))
 

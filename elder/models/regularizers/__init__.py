@@ -1,9 +1,19 @@
 """Regularizers R_θ : images → ℝ, and fields in their place. A subclass writes the value; the gradient follows."""
 
 from elder.models.regularizers.base import Prior, Regularizer
-from elder.models.regularizers.experts import FieldsOfExperts, UntiedExperts
+from elder.models.regularizers.experts import DenseExperts, Experts, FieldsOfExperts, UntiedExperts
 from elder.models.regularizers.icnn import ICNN
-from elder.models.regularizers.potentials import Convex, LogCosh, Potential, Spline, StudentT, WeaklyConvex
+from elder.models.regularizers.potentials import (
+    Convex,
+    DeadZone,
+    LogCosh,
+    Potential,
+    Quadratic,
+    Rectified,
+    Spline,
+    StudentT,
+    WeaklyConvex,
+)
 from elder.models.regularizers.residual import ImplicitResidual, REDPotential, Residual, ScalarPotential
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.tdv import TDV
@@ -15,12 +25,17 @@ __all__ = [
     "TDV",
     "Confined",
     "Convex",
+    "DeadZone",
+    "DenseExperts",
+    "Experts",
     "FieldsOfExperts",
     "ImplicitResidual",
     "LogCosh",
     "Potential",
     "Prior",
+    "Quadratic",
     "REDPotential",
+    "Rectified",
     "Regularizer",
     "Residual",
     "Ridge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -10,14 +11,55 @@ from torch import Tensor, nn
 
 from elder.linalg import from_channels
 from elder.models.regularizers.base import Prior, Regularizer, real_channels
-from elder.models.regularizers.potentials import LogCosh, Potential
+from elder.models.regularizers.potentials import LogCosh, Potential, Rectified
 
-__all__ = ["FieldsOfExperts", "UntiedExperts"]
+__all__ = ["DenseExperts", "Experts", "FieldsOfExperts", "UntiedExperts"]
 
 Initial = Literal["DCT", "random", "differences"]
 
 
-class FieldsOfExperts(Regularizer):
+class Experts(Regularizer):
+    """R(x) = Σ_k α_k Σ ψ(W_k x + b_k), α_k > 0, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx + b)).
+
+    Subclasses say what W is made of.
+
+    Attributes:
+        channels: Real channels of the image.
+        potential: ψ.
+        filters: What W is made of; what its transpose is made of may be something else in `UntiedExperts`.
+        log_weights: log α_k.
+    """
+
+    channels: int
+    potential: Potential
+    filters: nn.Parameter
+    log_weights: nn.Parameter
+
+    @abstractmethod
+    def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
+        """Wu + b of real images, (B, K, h, w)."""
+
+    @abstractmethod
+    def synthesise(self, v: Tensor, bank: Tensor, like: Tensor) -> Tensor:
+        """Wᵀv, of the shape of the real images `like`."""
+
+    def bank(self, filters: Tensor) -> Tensor:
+        """Filters as they are used: normalized, where they are to be."""
+        return filters
+
+    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        responses = self.analyse(real_channels(self, x, self.channels), self.bank(self.filters))
+        return self.potential(responses).sum((-2, -1)) @ self.log_weights.exp()
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """By hand, so that a Hessian product costs as little as ∇R."""
+        u, bank = real_channels(self, x, self.channels), self.bank(self.filters)
+        values, slope = self.potential.sum_and_slope(self.analyse(u, bank))
+        weights = self.log_weights.exp()
+        return values @ weights, from_channels(self.synthesise(slope * weights[:, None, None], bank, u), x)
+
+
+class FieldsOfExperts(Experts):
     """R(x) = Σ_k α_k Σ_pixels ψ(w_k ∗ x), α_k > 0, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx)) (Roth and Black, 2009).
 
     The image is mirrored at its borders.
@@ -58,34 +100,74 @@ class FieldsOfExperts(Regularizer):
         self.log_weights = nn.Parameter(torch.full((n_filters,), -2 * math.log(self.potential.scale)))
         self.register_buffer("gain", largest_gain(self.filters.detach()) if normalized else None)
 
-    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        responses = analyse(real_channels(self, x, self.channels), self.bank())
-        return self.potential(responses).sum((-2, -1)) @ self.log_weights.exp()
+    def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
+        radius = bank.shape[-1] // 2
+        if min(u.shape[-2:]) <= radius:
+            raise ValueError(
+                f"FieldsOfExperts: expected images of more than {radius} x {radius} pixels, since a border of that "
+                f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images, patches or smaller filters"
+            )
+        return nn.functional.conv2d(nn.functional.pad(u, (radius,) * 4, mode="reflect"), bank)
 
-    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """By hand, so that a Hessian product costs as little as ∇R."""
-        u, bank = real_channels(self, x, self.channels), self.bank()
-        values, slope = self.potential.sum_and_slope(analyse(u, bank))
-        weights = self.log_weights.exp()
-        return values @ weights, from_channels(synthesise(slope * weights[:, None, None], bank, u), x)
+    def synthesise(self, v: Tensor, bank: Tensor, like: Tensor) -> Tensor:
+        return torch.func.vjp(lambda u: self.analyse(u, bank), torch.zeros_like(like))[1](v)[0]
 
-    def bank(self) -> Tensor:
-        """W, (n_filters, channels, kernel_size, kernel_size)."""
-        return self.filters if self.gain is None else self.filters * (self.gain / largest_gain(self.filters))
+    def bank(self, filters: Tensor) -> Tensor:
+        return filters if self.gain is None else filters * (self.gain / largest_gain(filters))
+
+
+class DenseExperts(Experts):
+    """R(x) = Σ_k α_k ψ(⟨a_k, x⟩ + b_k) of images of one size, every a_k as large as the image.
+
+    The fully connected family of Riccio, Ehrhardt and Benning (2022), whose slopes ψ′ are rectifiers, soft thresholds
+    or the identity.
+
+    Args:
+        size: Height and width of the images, in pixels.
+        channels: Real channels of the image: 1 gray, 3 colour, 2 complex.
+        n_experts: K.
+        potential: ψ, and the initial scale of the responses; `Rectified()` by default.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], channels: int = 1, n_experts: int = 784, potential: Potential | None = None
+    ) -> None:
+        super().__init__()
+        if min(*size, channels, n_experts) < 1:
+            raise ValueError(f"DenseExperts: expected numbers >= 1, got {size=}, {channels=}, {n_experts=}")
+        self.size, self.channels, self.potential = tuple(size), channels, potential or Rectified()
+        n = channels * size[0] * size[1]
+        self.filters = nn.Parameter(self.potential.scale * torch.randn(n_experts, n) / math.sqrt(n))
+        self.bias = nn.Parameter(torch.zeros(n_experts))
+        self.log_weights = nn.Parameter(torch.full((n_experts,), -2 * math.log(self.potential.scale)))
+
+    def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
+        if u.shape[-2:] != self.size:
+            raise ValueError(
+                f"DenseExperts: expected images of {self.size[0]} x {self.size[1]} pixels, got {u.shape[-2]} x "
+                f"{u.shape[-1]}; set `size`, or use FieldsOfExperts, which take images of any"
+            )
+        return nn.functional.linear(u.flatten(1), bank, self.bias)[..., None, None]
+
+    def synthesise(self, v: Tensor, bank: Tensor, like: Tensor) -> Tensor:
+        return (v.flatten(1) @ bank).reshape(like.shape)
 
 
 class UntiedExperts(Prior):
-    """x ↦ Cᵀ(α ⊙ ψ′(Wx)), with filters C of their own: the gradient of no functional unless C = W.
+    """x ↦ Cᵀ(α ⊙ ψ′(Wx + b)), with filters C of their own: the gradient of no functional unless C = W.
 
     What the fixed-point map of a variational model becomes when it is learned as an equilibrium model without the bond
     between analysis and synthesis (Riccio, Ehrhardt and Benning, 2022). It begins with C = W, as the gradient of
     `experts`.
 
     Args:
-        experts: Whose W, α and ψ it has.
+        experts: Whose W, b, α and ψ it has.
     """
 
-    def __init__(self, experts: FieldsOfExperts) -> None:
+    def __init__(self, experts: Experts) -> None:
         super().__init__()
         self.experts = experts
         self.synthesis = nn.Parameter(experts.filters.detach().clone())
@@ -93,34 +175,25 @@ class UntiedExperts(Prior):
     def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         own = self.experts
         u = real_channels(self, x, own.channels)
-        slope = own.potential.slope(analyse(u, own.bank())) * own.log_weights.exp()[:, None, None]
-        synthesis = self.synthesis
-        if own.gain is not None:
-            synthesis = synthesis * (own.gain / largest_gain(synthesis))
-        return from_channels(synthesise(slope, synthesis, u), x)
-
-
-def analyse(u: Tensor, bank: Tensor) -> Tensor:
-    """Wu, (B, n_filters, H, W), of an image that is mirrored at its borders."""
-    radius = bank.shape[-1] // 2
-    if min(u.shape[-2:]) <= radius:
-        raise ValueError(
-            f"FieldsOfExperts: expected images of more than {radius} x {radius} pixels, since a border of that width "
-            f"is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images, patches or smaller filters"
-        )
-    return nn.functional.conv2d(nn.functional.pad(u, (radius,) * 4, mode="reflect"), bank)
-
-
-def synthesise(v: Tensor, bank: Tensor, like: Tensor) -> Tensor:
-    """Wᵀv, of the shape of the image `like`."""
-    return torch.func.vjp(lambda u: analyse(u, bank), torch.zeros_like(like))[1](v)[0]
+        slope = own.potential.slope(own.analyse(u, own.bank(own.filters))) * own.log_weights.exp()[:, None, None]
+        return from_channels(own.synthesise(slope, own.bank(self.synthesis), u), x)
 
 
 def largest_gain(bank: Tensor) -> Tensor:
-    """‖W‖ on a periodic image, from the frequency responses on a grid of three times the taps."""
+    """‖W‖ on a periodic image, from the frequency responses on a grid of three times the taps.
+
+    Raises:
+        FloatingPointError: If all filters are zero, whose norm cannot be kept.
+    """
     size = 3 * bank.shape[-1]
     response = torch.fft.rfft2(bank, s=(size, size)).movedim((0, 1), (-2, -1))
-    return torch.linalg.matrix_norm(response, 2).max()
+    gain = torch.linalg.matrix_norm(response, 2).max()
+    if not torch.compiler.is_compiling() and not gain > 0:
+        raise FloatingPointError(
+            "FieldsOfExperts: expected filters of which some is not zero, got none; lower the learning rate or the "
+            "weight decay, or leave `normalized` out"
+        )
+    return gain
 
 
 def _initial(kind: Initial, n: int, channels: int, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Potential(nn.Module, ABC):
-    """An even, smooth ψ : ℝ → ℝ with ψ(0) = 0, applied to every filter response; ψ″ ≥ −1 unless it says otherwise.
+    """A smooth ψ : ℝ → ℝ with ψ(0) = 0, applied to every filter response; even and ψ″ ≥ −1 unless it says otherwise.
 
     Args:
         scale: Initial scale of the responses, in 1/units of the image: ψ bends where a response exceeds 1/scale.
@@ -167,6 +167,64 @@ class Spline(Potential):
         size, slopes = t.abs(), self._knots()
         k = (size.detach() / self.spacing).long().clamp(max=len(slopes) - 1)
         return k, size - k * self.spacing, slopes[k], slopes[(k + 1).clamp(max=len(slopes) - 1)]
+
+
+class Quadratic(Potential):
+    """ψ(t) = ½t², with ψ′(t) = t.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__(scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 0.5 * t.square()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return t
+
+
+class Rectified(Potential):
+    """ψ(t) = ½max(t, 0)², convex and not even, with ψ′ = ReLU; ψ″ jumps at 0.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__(scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 0.5 * t.relu().square()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return t.relu()
+
+
+class DeadZone(Potential):
+    """ψ(t) = ½max(|t| − τ, 0)², convex, whose ψ′ is soft thresholding; ψ″ jumps at ±τ.
+
+    Args:
+        scale: Initial scale of the responses, in 1/units of the image.
+        threshold: τ ≥ 0.
+
+    Raises:
+        ValueError: If scale ≤ 0 or the threshold is negative.
+    """
+
+    def __init__(self, scale: float = 1.0, threshold: float = 0.1) -> None:
+        super().__init__(scale)
+        if threshold < 0:
+            raise ValueError(f"DeadZone: expected threshold >= 0, got {threshold}")
+        self.threshold = threshold
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 0.5 * self.slope(t).square()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return nn.functional.softshrink(t, self.threshold)
 
 
 def _phi(t: Tensor) -> Tensor:
