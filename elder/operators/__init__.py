@@ -4,9 +4,25 @@ from elder.operators.acquisition import Acquisition, InverseProblem, Scene
 from elder.operators.base import LinearOperator
 from elder.operators.blur import CircularBlur, Deblurring, Downsampling, SuperResolution
 from elder.operators.diffraction import DiffractionTomography, IntensityDiffraction
-from elder.operators.elementary import ComplexImage, Denoising, Fourier, Identity, Inpainting, Mask, PixelMask
+from elder.operators.elementary import (
+    BlockInpainting,
+    ComplexImage,
+    Denoising,
+    Fourier,
+    Identity,
+    Inpainting,
+    Mask,
+    PixelMask,
+)
 from elder.operators.fidelity import DataFidelity, LeastSquares
-from elder.operators.kernels import GaussianKernel, Kernel, KernelFile, MotionKernel, UniformKernel
+from elder.operators.kernels import (
+    DiagonalKernel,
+    GaussianKernel,
+    Kernel,
+    KernelFile,
+    MotionKernel,
+    UniformKernel,
+)
 from elder.operators.masks import (
     EquispacedFractionMask,
     EquispacedMask,
@@ -22,12 +38,14 @@ from elder.operators.sampling import MaskFile, RadialMask, SamplingMask
 
 __all__ = [
     "Acquisition",
+    "BlockInpainting",
     "CartesianMRI",
     "CircularBlur",
     "ComplexImage",
     "DataFidelity",
     "Deblurring",
     "Denoising",
+    "DiagonalKernel",
     "DiffractionTomography",
     "Downsampling",
     "EquispacedFractionMask",

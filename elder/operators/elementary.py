@@ -181,3 +181,43 @@ class Inpainting(Acquisition):
         )
         draws = torch.stack([torch.rand(size, dtype=torch.float32, generator=g) for g in generators])
         return PixelMask((draws >= per_sample(losses, draws)).to(image.device))
+
+
+@dataclass(frozen=True)
+class BlockInpainting(Acquisition):
+    """y = m ⊙ (x + n), the pixels of one block of the image lost: the same in every image.
+
+    Args:
+        noise: Noise model.
+        rows: Where the block begins and ends, in fractions of the height; (0, 1/3) are the first third of the rows.
+        columns: The same, of the width.
+
+    Raises:
+        ValueError: If an interval is empty or not in [0, 1], or (when called) the block is empty or the whole image.
+    """
+
+    noise: Noise
+    rows: tuple[float, float] = (0.25, 0.75)
+    columns: tuple[float, float] = (0.25, 0.75)
+
+    def __post_init__(self) -> None:
+        for first, last in (self.rows, self.columns):
+            if not 0 <= first < last <= 1:
+                raise ValueError(
+                    f"BlockInpainting: expected fractions 0 <= first < last <= 1, got {self.rows} and {self.columns}"
+                )
+
+    def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
+        image = self._image(scene)
+        mask = torch.ones(1, 1, *image.shape[-2:], dtype=torch.bool, device=image.device)
+        rows, columns = (
+            slice(*(round(n * fraction) for fraction in block))
+            for n, block in zip(image.shape[-2:], (self.rows, self.columns), strict=True)
+        )
+        mask[..., rows, columns] = False
+        if mask.all() or not mask.any():
+            raise ValueError(
+                f"BlockInpainting: expected a block of some, not all pixels, got rows {self.rows} and columns "
+                f"{self.columns} of {image.shape[-2]} x {image.shape[-1]}"
+            )
+        return PixelMask(mask)

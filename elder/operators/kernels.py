@@ -86,6 +86,27 @@ class UniformKernel(Kernel):
 
 
 @dataclass(frozen=True)
+class DiagonalKernel(Kernel):
+    """k(i, j) = 1 / size where i = j, otherwise 0: motion at constant speed along a diagonal.
+
+    Args:
+        size: Side length in pixels, odd.
+
+    Raises:
+        ValueError: If size is even or not positive.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.size % 2 == 0:
+            raise ValueError(f"DiagonalKernel: expected an odd size of at least 1, got {self.size}")
+
+    def __call__(self) -> Tensor:
+        return torch.eye(self.size, dtype=torch.float64)[None, None] / self.size
+
+
+@dataclass(frozen=True)
 class MotionKernel(Kernel):
     """A shaken camera: k is the time that a random path c(t), t ∈ [0, 1], spends at each pixel.
 

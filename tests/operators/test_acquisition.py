@@ -10,6 +10,7 @@ from torch import Tensor
 from elder.linalg import conj
 from elder.operators import (
     Acquisition,
+    BlockInpainting,
     CartesianMRI,
     Deblurring,
     Denoising,
@@ -36,6 +37,7 @@ MASK = RandomMask([0.2], [2])
 ACQUISITIONS = {
     "denoising": Denoising(NOISE),
     "inpainting": Inpainting(0.4, NOISE),
+    "inpainting of a block": BlockInpainting(NOISE, (0.0, 0.3), (0.5, 1.0)),
     "deblurring": Deblurring(GaussianKernel(3, 0.9), NOISE),
     "downsampling": Downsampling(UniformKernel(3), 2, NOISE),
     "mri": CartesianMRI(MASK, NOISE),
@@ -125,6 +127,13 @@ def test_inpainting_loses_the_pixels_it_says() -> None:
     assert torch.equal(problem.A(torch.ones(2, 3, 60, 70)) == 0, lost)
 
 
+def test_a_block_is_lost_where_it_says() -> None:
+    third = BlockInpainting(Gaussian(0.0), (0.0, 1 / 3), (0.0, 1.0))(Scene(torch.ones(1, 3, 12, 7)), generators(0))
+    assert not third.y[..., :4, :].any() and third.y[..., 4:, :].all()
+    centre = BlockInpainting(Gaussian(0.0))(Scene(torch.ones(2, 1, 8, 12)), generators(0, 1)).y
+    assert not centre[..., 2:6, 3:9].any() and centre.sum() == 2 * (8 * 12 - 4 * 6)
+
+
 def columns(problem: InverseProblem) -> Tensor:
     """The sampled columns, (B, W), found by measuring; a column that is sampled must be so in every row and coil."""
     kept = problem.A.restrict(torch.ones_like(problem.y)) != 0
@@ -210,6 +219,11 @@ def test_downsampling_measures_every_other_pixel_of_the_blurred_image() -> None:
     ("misuse", "message"),
     [
         (lambda: Inpainting(1.0, NOISE), "Inpainting: expected a probability 0 <= loss < 1, got 1.0"),
+        (lambda: BlockInpainting(NOISE, (0.5, 0.5)), r"BlockInpainting: expected fractions .* got \(0.5, 0.5\) and"),
+        (
+            lambda: BlockInpainting(NOISE, (0, 1), (0, 1))(Scene(IMAGE), generators(0, 1, 2, 3)),
+            r"expected a block of some, not all pixels, got rows \(0, 1\) and columns \(0, 1\) of 10 x 14",
+        ),
         (
             lambda: Denoising(NOISE)(Scene(None), []),
             "Denoising: expected a scene with an image .* use data with ground truth",
@@ -246,6 +260,7 @@ GAUSSIAN = configured("Gaussian", sigma=0.05, sigma_max=0.2)
 CONFIGURATIONS = {
     "denoising": configured("Denoising", noise=GAUSSIAN),
     "inpainting": configured("Inpainting", loss=0.4, noise=GAUSSIAN),
+    "inpainting of a block": configured("BlockInpainting", noise=GAUSSIAN, rows=[0.0, 0.3], columns=[0.5, 1.0]),
     "deblurring": configured("Deblurring", kernel=configured("GaussianKernel", size=3, sigma=0.9), noise=GAUSSIAN),
     "downsampling": configured("Downsampling", kernel=configured("UniformKernel", size=3), scale=2, noise=GAUSSIAN),
     "tomography": configured("Tomography", n_views=4, noise=GAUSSIAN),

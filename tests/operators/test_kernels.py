@@ -19,6 +19,7 @@ from torch import Tensor
 from elder.operators import (
     CircularBlur,
     Deblurring,
+    DiagonalKernel,
     Downsampling,
     Gaussian,
     GaussianKernel,
@@ -69,6 +70,7 @@ KERNELS: dict[str, Callable[[Path], Kernel]] = {
     "gaussian": lambda folder: GaussianKernel(5, 0.8),
     "anisotropic": lambda folder: GaussianKernel(9, 2.0, 0.8, 30.0),
     "uniform": lambda folder: UniformKernel(3),
+    "diagonal": lambda folder: DiagonalKernel(5),
     "motion": lambda folder: MotionKernel(9, 1),
     "smallest motion": lambda folder: MotionKernel(3, 1),
     "file": lambda folder: KernelFile(write_v5(folder / "k.mat"), 1),
@@ -290,6 +292,7 @@ def test_bad_files_are_reported(make: Callable[[Path], Kernel], message: str, tm
         (lambda: GaussianKernel(3, 0.0), r"GaussianKernel: expected size >= 1 and sigma > 0, got 3 and 0.0"),
         (lambda: GaussianKernel(3, 1.0, 0.0), r"GaussianKernel: expected sigma_across > 0 or null, got 0.0"),
         (lambda: UniformKernel(0), r"UniformKernel: expected size >= 1, got 0"),
+        (lambda: DiagonalKernel(4), r"DiagonalKernel: expected an odd size of at least 1, got 4"),
         (lambda: MotionKernel(4, 0), r"MotionKernel: expected an odd size of at least 3, got 4"),
         (lambda: MotionKernel(1, 0), r"MotionKernel: expected an odd size of at least 3, got 1"),
     ],
