@@ -211,6 +211,8 @@ def test_with_tied_filters_bilevel_and_equilibrium_gradients_agree(solver: str, 
     torch.testing.assert_close(field["log_strength"], bilevel["log_strength"], rtol=1e-8, atol=1e-12)
     weights = "prior.experts.log_weights"
     torch.testing.assert_close(field[weights], bilevel["prior.log_weights"], rtol=1e-8, atol=1e-12)
+    scales = "prior.experts.log_scales"
+    torch.testing.assert_close(field[scales], bilevel["prior.log_scales"], rtol=1e-8, atol=1e-12)
     both = field["prior.experts.filters"] + field["prior.synthesis"]
     torch.testing.assert_close(both, bilevel["prior.filters"], rtol=1e-8, atol=1e-12)
     assert (field["prior.synthesis"] - field["prior.experts.filters"]).norm() > 0.01 * both.norm()

@@ -19,21 +19,23 @@ Initial = Literal["DCT", "random", "differences"]
 
 
 class Experts(Regularizer):
-    """R(x) = Σ_k α_k Σ ψ(W_k x + b_k), α_k > 0, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx + b)).
+    """R(x) = Σ_k α_k Σ ψ(W_k x + b_k), W_k = s_k V_k, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx + b)); s_k, α_k > 0 are learned.
 
-    Subclasses say what W is made of.
+    Subclasses say what V is. Scales have parameters of their own, since a step of an optimizer that suits filters of
+    unit norm would hardly move larger ones.
 
-    Attributes:
+    Args:
+        filters: What V is made of; what its transpose is made of may be something else in `UntiedExperts`.
         channels: Real channels of the image.
-        potential: ψ.
-        filters: What W is made of; what its transpose is made of may be something else in `UntiedExperts`.
-        log_weights: log α_k.
+        potential: ψ, and the initial s_k = 1/√α_k.
     """
 
-    channels: int
-    potential: Potential
-    filters: nn.Parameter
-    log_weights: nn.Parameter
+    def __init__(self, filters: Tensor, channels: int, potential: Potential) -> None:
+        super().__init__()
+        self.channels, self.potential = channels, potential
+        self.filters = nn.Parameter(filters)
+        self.log_scales = nn.Parameter(torch.full((len(filters),), math.log(potential.scale)))
+        self.log_weights = nn.Parameter(torch.full((len(filters),), -2 * math.log(potential.scale)))
 
     @abstractmethod
     def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
@@ -44,8 +46,8 @@ class Experts(Regularizer):
         """Wᵀv, of the shape of the real images `like`."""
 
     def bank(self, filters: Tensor) -> Tensor:
-        """Filters as they are used: normalized, where they are to be."""
-        return filters
+        """What W is made of, from filters."""
+        return filters * self.log_scales.exp().reshape(-1, *[1] * (filters.ndim - 1))
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         responses = self.analyse(real_channels(self, x, self.channels), self.bank(self.filters))
@@ -60,7 +62,7 @@ class Experts(Regularizer):
 
 
 class FieldsOfExperts(Experts):
-    """R(x) = Σ_k α_k Σ_pixels ψ(w_k ∗ x), α_k > 0, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx)) (Roth and Black, 2009).
+    """R(x) = Σ_k α_k Σ_pixels ψ(w_k ∗ x), w_k = s_k v_k, with ∇R(x) = Wᵀ(α ⊙ ψ′(Wx)) (Roth and Black, 2009).
 
     The image is mirrored at its borders.
 
@@ -68,9 +70,9 @@ class FieldsOfExperts(Experts):
         channels: Real channels of the image: 1 gray, 3 colour, 2 complex.
         n_filters: Number of filters w_k.
         kernel_size: Taps of each per side, odd.
-        potential: ψ, and the initial scale of the responses; `LogCosh()` by default, whose ψ′ is tanh.
-        initial: Filters to begin with, of unit norm times that scale, each seeing one channel, in turn: the cosines of
-            the DCT without its constant, from low to high frequencies; normal random numbers less their mean, seeing
+        potential: ψ, and the initial scale s_k of the responses; `LogCosh()` by default, whose ψ′ is tanh.
+        initial: V to begin with, of unit norm, each filter seeing one channel, in turn: the cosines of the DCT without
+            its constant, from low to high frequencies; normal random numbers less their mean, seeing
             all channels; or differences of neighbors, the first two of which are those of total variation.
         normalized: Divide W by its norm on a grid of frequencies: ‖W‖ stays what it is at the beginning.
 
@@ -89,16 +91,13 @@ class FieldsOfExperts(Experts):
         initial: Initial = "DCT",
         normalized: bool = False,
     ) -> None:
-        super().__init__()
         if min(channels, n_filters) < 1 or kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
                 f"FieldsOfExperts: expected channels, n_filters >= 1 and an odd kernel_size, got {channels}, "
                 f"{n_filters} and {kernel_size}"
             )
-        self.channels, self.potential = channels, potential or LogCosh()
-        self.filters = nn.Parameter(self.potential.scale * _initial(initial, n_filters, channels, kernel_size))
-        self.log_weights = nn.Parameter(torch.full((n_filters,), -2 * math.log(self.potential.scale)))
-        self.register_buffer("gain", largest_gain(self.filters.detach()) if normalized else None)
+        super().__init__(_initial(initial, n_filters, channels, kernel_size), channels, potential or LogCosh())
+        self.register_buffer("gain", largest_gain(super().bank(self.filters).detach()) if normalized else None)
 
     def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
         radius = bank.shape[-1] // 2
@@ -113,11 +112,12 @@ class FieldsOfExperts(Experts):
         return torch.func.vjp(lambda u: self.analyse(u, bank), torch.zeros_like(like))[1](v)[0]
 
     def bank(self, filters: Tensor) -> Tensor:
-        return filters if self.gain is None else filters * (self.gain / largest_gain(filters))
+        bank = super().bank(filters)
+        return bank if self.gain is None else bank * (self.gain / largest_gain(bank))
 
 
 class DenseExperts(Experts):
-    """R(x) = Σ_k α_k ψ(⟨a_k, x⟩ + b_k) of images of one size, every a_k as large as the image.
+    """R(x) = Σ_k α_k ψ(⟨w_k, x⟩ + b_k) of images of one size, every w_k as large as the image.
 
     The fully connected family of Riccio, Ehrhardt and Benning (2022), whose slopes ψ′ are rectifiers, soft thresholds
     or the identity.
@@ -126,7 +126,7 @@ class DenseExperts(Experts):
         size: Height and width of the images, in pixels.
         channels: Real channels of the image: 1 gray, 3 colour, 2 complex.
         n_experts: K.
-        potential: ψ, and the initial scale of the responses; `Rectified()` by default.
+        potential: ψ, and the initial scale s_k of the responses; `Rectified()` by default.
 
     Raises:
         ValueError: If a number is below 1.
@@ -135,14 +135,12 @@ class DenseExperts(Experts):
     def __init__(
         self, size: tuple[int, int], channels: int = 1, n_experts: int = 784, potential: Potential | None = None
     ) -> None:
-        super().__init__()
         if min(*size, channels, n_experts) < 1:
             raise ValueError(f"DenseExperts: expected numbers >= 1, got {size=}, {channels=}, {n_experts=}")
-        self.size, self.channels, self.potential = tuple(size), channels, potential or Rectified()
         n = channels * size[0] * size[1]
-        self.filters = nn.Parameter(self.potential.scale * torch.randn(n_experts, n) / math.sqrt(n))
+        super().__init__(torch.randn(n_experts, n) / math.sqrt(n), channels, potential or Rectified())
+        self.size = tuple(size)
         self.bias = nn.Parameter(torch.zeros(n_experts))
-        self.log_weights = nn.Parameter(torch.full((n_experts,), -2 * math.log(self.potential.scale)))
 
     def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
         if u.shape[-2:] != self.size:
@@ -164,7 +162,7 @@ class UntiedExperts(Prior):
     `experts`.
 
     Args:
-        experts: Whose W, b, α and ψ it has.
+        experts: Whose W, b, α and ψ it has. The scales s_k are those of C, too.
     """
 
     def __init__(self, experts: Experts) -> None:
