@@ -11,7 +11,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def test_every_notebook_is_tested():
-    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"training_run", "bilevel_vs_deq"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"training_run", "bilevel_vs_deq", "real_coils"}
 
 
 def test_a_run_is_drawn(tmp_path, monkeypatch):
@@ -40,3 +40,19 @@ def test_bilevel_and_equilibrium_are_compared(tmp_path, monkeypatch):
     with Image.open(tmp_path / "bilevel_vs_deq.png") as picture:
         assert picture.size == (1320, 770)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_real_coils_are_reconstructed(tmp_path, monkeypatch, real_data):
+    """Near the reference where it can be told from the measurements, and no worse than these where the head wraps."""
+    monkeypatch.setenv("DATA", str(real_data("mri/multicoil")))
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    found = runpy.run_path(str(NOTEBOOKS / "real_coils.py"))
+    before, after = found["differences"]["bart_pics_brain"]
+    assert after < 0.065 < 0.2 < before and found["noise_free"] < 0.04
+    before, after = found["differences"]["brain_alias_8ch"]
+    assert after < 0.12 < before
+    for measured, x, maps in found["found"].values():
+        assert measured.isfinite().all() and x.isfinite().all()
+        length = maps.abs().square().sum(0)
+        assert ((length < 1e-6) | ((length - 1).abs() < 1e-4)).all()
+    assert (tmp_path / "real_coils.png").is_file()
