@@ -233,6 +233,27 @@ def test_with_untied_filters_implicit_gradients_are_those_of_converged_unrolling
         torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-10)
 
 
+@FAMILIES
+@pytest.mark.parametrize("tied", [True, False])
+def test_hypergradients_are_difference_quotients(tied: bool, make: Callable[[], Experts]) -> None:
+    prior = make() if tied else UntiedExperts(make())
+    if isinstance(prior, UntiedExperts):
+        with torch.no_grad():
+            prior.synthesis += 0.2 * draw(*prior.synthesis.shape, seed=9)
+    lower = Anderson(500, 1e-13, iteration=GradientDescent(step_size=0.4))
+    model = Reconstruction(prior, lower, Implicit(GMRES(300, 1e-12)), strength=0.2).double()
+    found = gradients(model, -9)
+    direction = {name: draw(1, *gradient.shape, seed=len(name))[0] for name, gradient in found.items()}
+    losses, h = [], 1e-5
+    with torch.no_grad():
+        for sign in (1, -2):  # to θ + hd, and from there to θ − hd
+            for name, p in model.named_parameters():
+                p += sign * h * direction.get(name, torch.zeros_like(p))
+            losses.append(float((model(problem(-9)).x - problem(-9).x).square().mean()))
+    slope = sum(float((gradient * direction[name]).sum()) for name, gradient in found.items())
+    assert abs(slope) > 1e-3 and (losses[0] - losses[1]) / (2 * h) == pytest.approx(slope, rel=1e-6)
+
+
 def test_an_untied_field_begins_as_the_gradient_and_has_none_afterwards() -> None:
     R, x = experts(normalized=True), problem().x
     field = UntiedExperts(R)
