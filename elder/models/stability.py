@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -98,6 +99,7 @@ def certify(
     matrix, from below, by Lanczos, each step of which solves two systems. The worst perturbation of the given size
     starts along the singular vector that belongs to it and climbs: δ ← size·‖y‖ Jᵀd/‖Jᵀd‖ with d = x̂(y + δ) − x̂(y) and
     J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖². The largest amplification on the way counts, again from below.
+    Where ∂F/∂x jumps, as with rectifiers and splines, a warning says so.
 
     Args:
         reconstruction: As it stands; solve to a small tolerance, of which `residual` tells.
@@ -116,6 +118,12 @@ def certify(
         raise ValueError(
             f"certify: expected size > 0 and at least one step of each kind, got {size}, {n_lanczos=}, "
             f"{n_sensitivity=}, {n_ascent=}"
+        )
+    if rough := sorted({type(m).__name__ for m in reconstruction.prior.modules() if not getattr(m, "smooth", True)}):
+        warnings.warn(
+            f"certify: the second derivative of {', '.join(rough)} jumps, so that curvature and sensitivity may be "
+            "others an arbitrarily small change away; trust the amplification, or choose what is smooth",
+            stacklevel=2,
         )
     with torch.no_grad():
         solution = reconstruction(problem)

@@ -11,7 +11,17 @@ from torch import Tensor
 from elder.linalg import norm
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import ImplicitResidual, Regularizer, Residual, Ridge
+from elder.models.regularizers import (
+    DeadZone,
+    DenseExperts,
+    FieldsOfExperts,
+    ImplicitResidual,
+    Prior,
+    Regularizer,
+    Residual,
+    Ridge,
+    Spline,
+)
 from elder.models.stability import certify
 from elder.operators import Identity, InverseProblem, Mask, multi_coil
 from elder.solvers import GMRES, LBFGS, Anderson, Implicit, Symmetric
@@ -121,3 +131,17 @@ def test_ascent_finds_what_the_derivative_does_not() -> None:
 def test_a_perturbation_has_a_size(size: float) -> None:
     with pytest.raises(ValueError, match="expected size > 0"):
         certify(model("ridge"), inpainting(), size)
+
+
+@pytest.mark.parametrize(
+    ("prior", "name"),
+    [
+        (DenseExperts(SIZE, 1, 9, DeadZone()), "DeadZone"),
+        (FieldsOfExperts(1, 4, 3, Spline(2.0)), "Spline"),
+        (ImplicitResidual(DnCNN(1, 4, 2, activation="relu")), "DnCNN"),
+    ],
+)
+def test_curvature_that_jumps_is_warned_of(prior: Prior, name: str) -> None:
+    reconstruction = Reconstruction(prior, Anderson(50, 1e-4), strength=0.1).double()
+    with pytest.warns(UserWarning, match=rf"certify: the second derivative of {name} jumps, so that curvature"):
+        certify(reconstruction, inpainting(), n_lanczos=3, n_sensitivity=1, n_ascent=1)

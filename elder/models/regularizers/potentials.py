@@ -7,7 +7,7 @@ away: φ′(t) = t/√(1 + t²), 0 < φ″ ≤ 1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,12 @@ class Potential(nn.Module, ABC):
 
     Args:
         scale: Initial scale of the responses, in 1/units of the image: ψ bends where a response exceeds 1/scale.
+
+    Attributes:
+        smooth: Whether ψ″ is continuous.
     """
+
+    smooth: ClassVar[bool] = True
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -140,6 +145,8 @@ class Spline(Potential):
         ValueError: If n_knots < 1, or scale or reach is not positive.
     """
 
+    smooth: ClassVar[bool] = False
+
     def __init__(self, scale: float = 50.0, n_knots: int = 20, reach: float = 5.0) -> None:
         super().__init__(scale)
         if n_knots < 1 or reach <= 0:
@@ -193,6 +200,8 @@ class Rectified(Potential):
         scale: Initial scale of the responses, in 1/units of the image.
     """
 
+    smooth: ClassVar[bool] = False
+
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__(scale)
 
@@ -213,6 +222,8 @@ class DeadZone(Potential):
     Raises:
         ValueError: If scale ≤ 0 or the threshold is negative.
     """
+
+    smooth: ClassVar[bool] = False
 
     def __init__(self, scale: float = 1.0, threshold: float = 0.1) -> None:
         super().__init__(scale)
