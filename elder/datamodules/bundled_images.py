@@ -53,7 +53,8 @@ class BundledImages(Images):
         eval_multiple: Of whole images, cut off the last rows and columns, so that this number divides height and
             width: the scale of a super-resolution.
         every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
-            "image/setting", instead of with one that is drawn for it. Training and validation always draw.
+            "image/setting", instead of with one that is drawn for it. Training draws, and
+            validation images have them in turn.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 for whole images, whose sizes differ.
         num_workers: Loader processes (0: load in the main process).

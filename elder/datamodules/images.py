@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,7 +79,8 @@ class ImageDataset(Dataset[Item]):
         color: RGB (3, H, W) instead of gray (1, H, W).
         visits: How often an epoch comes to each image.
         seed: Seed of the crops.
-        setting: With which of its settings the acquisition measures; "each": visit i with setting i; None: it draws.
+        setting: With which of its settings the acquisition measures; "each": visit i with setting i; several: image i
+            with the i-th of them; None: it draws.
 
     Raises:
         ValueError: If an image is smaller than the crop.
@@ -91,7 +93,7 @@ class ImageDataset(Dataset[Item]):
         color: bool,
         visits: int = 1,
         seed: int = 0,
-        setting: int | Literal["each"] | None = None,
+        setting: int | Literal["each"] | list[int] | None = None,
     ) -> None:
         for name, size in zip(source.names, source.sizes, strict=True):
             if min(size) < crop.size:
@@ -101,7 +103,7 @@ class ImageDataset(Dataset[Item]):
                 )
         self.source, self.crop, self.color = source, crop, color
         self.visits, self.seed = visits, seed
-        self.setting: int | Literal["each"] | None = setting
+        self.setting: int | Literal["each"] | list[int] | None = setting
 
     def __len__(self) -> int:
         return len(self.source.names) * self.visits
@@ -110,8 +112,20 @@ class ImageDataset(Dataset[Item]):
         visit, index = divmod(key.index, len(self.source.names))
         image = self.crop(self.source.read(index, self.color), generator(self.seed, key, CROP))
         name = self.source.names[index]
-        scene = Scene(image, setting=visit if self.setting == "each" else self.setting)
-        return Item(scene, key, name if self.visits == 1 else f"{name}/{visit}")
+        setting = self.setting[index] if isinstance(self.setting, list) else self.setting
+        setting = visit if setting == "each" else setting
+        return Item(Scene(image, setting=setting), key, name if self.visits == 1 else f"{name}/{visit}")
+
+
+def in_turn(n_images: int, n_settings: int) -> list[int]:
+    """A setting for each image, far from those of its neighbors: all of them come before one comes again.
+
+    Steps of about n/φ, φ the golden ratio, that have no divisor in common with n, so that a few images already meet all
+    kinds of settings: draws may miss a noise level, and what is tuned on them is not tuned for it.
+    """
+    wanted = n_settings * (5**0.5 - 1) / 2
+    step = min((s for s in range(1, n_settings + 1) if math.gcd(s, n_settings) == 1), key=lambda s: abs(s - wanted))
+    return [i * step % n_settings for i in range(n_images)]
 
 
 class Images(ImagingDataModule):
@@ -131,8 +145,8 @@ class Images(ImagingDataModule):
             width: the scale of a super-resolution.
         every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
             "image/setting", instead of with one that is drawn for it.
-        train_setting: Number of the kernel, mask or loss that training and validation have always; null: one is drawn
-            for each image.
+        train_setting: Number of the kernel, mask or loss that training and validation have always; null: training draws
+            one for each patch, and validation images have them in turn.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 if their sizes differ.
         num_workers: Loader processes (0: load in the main process).
@@ -185,7 +199,10 @@ class Images(ImagingDataModule):
             source, visits = self.sources["train"], self.patches_per_image
             self.train_data = ImageDataset(source, self.patch, self.color, visits, self.train_seed, self.train_setting)
         if stage in ("fit", "validate"):
-            self.val_data = ImageDataset(self.sources["val"], self.crop, self.color, setting=self.train_setting)
+            source, n = self.sources["val"], self.acquisition.n_settings
+            turns = in_turn(len(source.names), n) if n > 1 else None
+            setting = turns if self.train_setting is None else self.train_setting
+            self.val_data = ImageDataset(source, self.crop, self.color, setting=setting)
         if stage in ("test", "predict"):
             source, visits = self.sources["test"], self.acquisition.n_settings if self.every_setting else 1
             data = ImageDataset(source, self.crop, self.color, visits, setting="each" if self.every_setting else None)
@@ -215,7 +232,8 @@ class BSD(Images):
         eval_multiple: Of whole images, cut off the last rows and columns, so that this number divides height and
             width: the scale of a super-resolution.
         every_setting: Measure each test image once with every kernel, mask or loss of the acquisition, and name it
-            "image/setting", instead of with one that is drawn for it. Training and validation always draw.
+            "image/setting", instead of with one that is drawn for it. Training draws, and
+            validation images have them in turn.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 for whole images, some of which stand upright.
         num_workers: Loader processes (0: load in the main process).

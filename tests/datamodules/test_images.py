@@ -14,7 +14,17 @@ from torch import Tensor
 
 from elder.datamodules.base import TEST, VALIDATION, Batch, ImagingDataModule, Item, Key
 from elder.datamodules.image_files import Folder, Stack, image_source
-from elder.datamodules.images import BSD, BSD68, HELD_OUT, CentreCrop, ImageDataset, Images, MultipleCrop, RandomPatch
+from elder.datamodules.images import (
+    BSD,
+    BSD68,
+    HELD_OUT,
+    CentreCrop,
+    ImageDataset,
+    Images,
+    MultipleCrop,
+    RandomPatch,
+    in_turn,
+)
 from elder.operators.blur import CircularBlur, Deblurring
 from elder.operators.elementary import Denoising
 from elder.operators.kernels import Kernel, UniformKernel
@@ -202,6 +212,27 @@ def test_every_test_image_is_measured_at_every_setting(tmp_path: Path) -> None:
         assert torch.equal(y, measured[1][key, name][1])
     module.setup("fit")
     assert [name for batch in module.val_dataloader() for name in batch.name] == ["00.png", "01.png", "02.png"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 12, 30, 36])
+def test_settings_come_in_turn(n: int) -> None:
+    settings = in_turn(2 * n, n)
+    assert sorted(settings[:n]) == list(range(n)) and settings[n:] == settings[:n]
+    if n % 3 == 0 and n > 3:  # a few already have each of three noise levels, which vary fastest
+        assert {i % 3 for i in settings[:3]} == {0, 1, 2}
+
+
+def test_validation_images_have_the_settings_in_turn_and_training_draws(tmp_path: Path) -> None:
+    kernels: list[Kernel] = [UniformKernel(1), UniformKernel(3), UniformKernel(5)]
+    module = images(tmp_path, eval_batch_size=1, patches_per_image=10)
+    module.acquisition = Deblurring(kernels, Gaussian(0.0))
+    module.setup("fit")
+    for loader, drawn in ((module.val_dataloader(), False), (module.train_dataloader(), True)):
+        found = []
+        for x, y in problems(module, list(loader)).values():
+            errors = [(CircularBlur(k().float(), x.shape[-2:])(x[None])[0] - y).abs().max() for k in kernels]
+            found.append(int(torch.stack(errors).argmin()))
+        assert found != in_turn(len(found), 3) if drawn else found == in_turn(len(found), 3)
 
 
 def test_training_and_validation_may_have_one_setting(tmp_path: Path) -> None:
