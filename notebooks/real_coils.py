@@ -6,7 +6,7 @@
 #
 # * `bart_pics_brain`, 12.7 % of k-space, beside the reference that was made from all of it;
 # * `cartesian_ksp`, 12.4 % of k-space, without reference;
-# * `brain_alias_8ch`, of which every other column is kept here beside 24 about DC; its field of view is so small that
+# * `brain_alias_8ch`, of which every other column is kept here beside 23 about DC; its field of view is so small that
 #   the head wraps, where one set of sensitivities cannot explain the data.
 #
 # `DATA=data/mri/multicoil python notebooks/real_coils.py` writes `runs/real_coils/real_coils.png` (`RUN_DIR`).

@@ -300,13 +300,16 @@ def test_tolerances_adapt_within_their_bounds_and_are_part_of_the_checkpoint(tmp
 
 def test_a_penalty_is_added_in_the_steps_it_is_due_and_counted(tmp_path: Path) -> None:
     config = write_config(tmp_path, trainer__max_epochs=2, trainer__limit_val_batches=0)
-    norms = {}
+    norms, costs = {}, []
+    plain = write_config(tmp_path, trainer__max_epochs=2, trainer__limit_val_batches=0)
+    run("fit", plain, f"--run_dir={tmp_path / 'plain'}")
     for weight in (0, 10):
         options = [f"--model.penalty.weight={weight}", "--model.penalty.every=3", f"--run_dir={tmp_path / str(weight)}"]
         run("fit", config, *options)
         lines = steps(tmp_path / str(weight))
         added = [line.get("train/penalty") for line in lines if "train/loss" in line]
         assert added[0] == added[1] and added[2] is None and added[3] is not None  # Lightning repeats it in an epoch
+        costs.append(_gradients(tmp_path / str(weight)))
         state = checkpoint(tmp_path / str(weight))["state_dict"]
         R = Ridge(widths=[4], kernel_size=3)
         reconstruction = Reconstruction(R, LBFGS())
@@ -314,6 +317,11 @@ def test_a_penalty_is_added_in_the_steps_it_is_due_and_counted(tmp_path: Path) -
         x = torch.zeros(1, 1, 16, 16)
         norms[weight] = jacobian_norm(reconstruction.objective(InverseProblem(Identity(), x)), x, 50).item()
     assert norms[10] < 0.9 * norms[0]
+    assert costs[0] == _gradients(tmp_path / "plain") + 2 * 2 * 22  # two steps of two samples
+
+
+def _gradients(run_dir: Path) -> float:
+    return sum(line.get("cost/gradients", 0) for line in read_metrics(run_dir / "metrics.jsonl"))
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
@@ -339,7 +347,7 @@ def test_a_strength_that_runs_away_ends_the_run_and_leaves_the_checkpoint(
     )
     with pytest.raises(SystemExit):
         run("fit", config)
-    assert re.search(r"error: .*the strength ran from 0\.1 to \S+ by step 3; fix it", capsys.readouterr().err)
+    assert re.search(r"error: .*the strength diverged, from 0\.1 to \S+ by step 3; fix it", capsys.readouterr().err)
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 

@@ -61,7 +61,7 @@ class StrengthBounds:
         """
         if not 1 / self.factor < strength / self.first < self.factor:
             raise FloatingPointError(
-                f"ReconstructionModule: the strength ran from {self.first:.3g} to {strength:.3g} by step {step}; fix "
-                "it (reconstruction.fixed: [strength]), or lower scalar_rate or the learning rate; best.ckpt is of "
+                f"ReconstructionModule: the strength diverged, from {self.first:.3g} to {strength:.3g} by step {step}; "
+                "fix it (reconstruction.fixed: [strength]), or lower scalar_rate or the learning rate; best.ckpt is of "
                 "the best validation before"
             )

@@ -147,8 +147,9 @@ class ReconstructionModule(LightningModule):
         self.n_gradients += int(solution.n_gradients.sum())
         self.log("train/loss", loss, batch_size=n)
         if self.penalty is not None and self.global_step % self.penalty.every == 0:
-            added = self.penalty(self.reconstruction.objective(problem), solution.x)
-            self.n_gradients += self.penalty.n_products * n
+            kept = (~solution.diverged).nonzero()[:, 0]
+            added = self.penalty(self.reconstruction.objective(problem).select(kept), solution.x[kept])
+            self.n_gradients += self.penalty.n_products * len(kept)
             self.log("train/penalty", added, batch_size=n)
             loss = loss + added
         self.log("train/psnr", psnr(solution.x.detach(), truth, 1.0).mean(), prog_bar=True, batch_size=n)

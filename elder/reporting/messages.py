@@ -69,9 +69,17 @@ def _accepted(text: str, place: str, known: Sequence[str]) -> str:
     if refused is None:
         return ""
     if place and (cls := locate(place)):
-        return f" by {cls.__name__}, which takes {', '.join(inspect.signature(cls).parameters)}"  # type: ignore
+        return f" by {cls.__name__}, which takes {', '.join(_arguments(cls))}"  # type: ignore
     similar = get_close_matches(refused[1], known, n=1)
     return f"; did you mean {similar[0]}?" if similar else ""
+
+
+def _arguments(cls: type) -> list[str]:
+    """Of its constructor; where that passes others on, those of the class above, too."""
+    own = inspect.signature(cls).parameters.values()
+    names = [parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    above = cls.__mro__[1:2] if len(names) < len(own) else ()
+    return list(dict.fromkeys([*names, *(name for base in above for name in _arguments(base))]))
 
 
 def _types(place: str, key: str) -> Sequence[Any]:

@@ -10,12 +10,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from elder.datamodules.base import Batch, Key
+from elder.datamodules.base import Batch, Key, generator
 from elder.models.networks import DnCNN
-from elder.models.prior_modules import AdversarialModule, ScoreMatchingModule, criticism
+from elder.models.prior_modules import AdversarialModule, PriorModule, ScoreMatchingModule, criticism, unregularized
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import ImplicitResidual, Regularizer, Ridge, TotalVariation
-from elder.operators import Identity, InverseProblem
+from elder.models.regularizers import ImplicitResidual, Regularizer, Ridge, Scaled, TotalVariation
+from elder.operators import Deblurring, Gaussian, Identity, InverseProblem, Scene, UniformKernel
 from elder.reporting.metrics_log import read_metrics
 from elder.reporting.tables import read_results
 from elder.solvers import Anderson
@@ -67,6 +67,14 @@ def test_a_run_with_the_class_exchanged_learns_a_critic_and_weighs_it(tmp_path: 
     assert sum(gaps[-4:]) < min(0.0, sum(gaps[:4])) and max(slopes[-4:]) < 1.5
     strengths = steps(tmp_path, "train/strength")
     assert strengths[-1] == pytest.approx(strengths[-2], rel=0.1) and strengths[-1] != pytest.approx(0.1, rel=1e-3)
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
+    total, n = state["seen"].tolist()
+    assert n == 20 * 4 and strengths[-1] == pytest.approx(total / n, rel=0.1)
+    torch.testing.assert_close(state["reconstruction.log_strength"].exp().double(), state["seen"][0] / n)
+    gradients = [
+        line["cost/gradients"] for line in read_metrics(tmp_path / "run/metrics.jsonl") if "cost/gradients" in line
+    ]
+    assert gradients[-1] == 3 * n
     psnr = mean_psnr(tmp_path)
     assert psnr["learned"] > psnr["zero-filled"] + 1
 
@@ -89,10 +97,118 @@ def test_a_strength_that_is_fixed_stays() -> None:
 
 def test_fields_without_a_value_are_refused() -> None:
     field = Reconstruction(ImplicitResidual(DnCNN(1, 4, 2)), Anderson())
-    with pytest.raises(ValueError, match=r"AdversarialModule: expected a regularizer with a value .* ImplicitResidual"):
+    with pytest.raises(
+        ValueError, match=r"AdversarialModule: expected a regularizer, .*ImplicitResidual, a field with"
+    ):
         AdversarialModule(field)
-    with pytest.raises(ValueError, match=r"gradient_weight >= 0, got Ridge and -1"):
-        AdversarialModule(Reconstruction(Ridge()), gradient_weight=-1)
+    for arguments, found in (({"gradient_weight": -1}, "-1 and 0.001"), ({"epsilon": 0.0}, "10.0 and 0.0")):
+        with pytest.raises(ValueError, match=rf"gradient_weight >= 0 and epsilon > 0, got {found}"):
+            AdversarialModule(Reconstruction(Ridge()), **arguments)
+
+
+class Alone:
+    """Of a trainer what a step of training asks for: one process."""
+
+    class strategy:  # noqa: N801
+        @staticmethod
+        def reduce(value: Tensor, reduce_op: str) -> Tensor:
+            return value
+
+    global_step = current_epoch = global_rank = 0
+
+
+@pytest.fixture
+def stepping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PriorModule, "trainer", Alone())
+    monkeypatch.setattr(PriorModule, "log", lambda *args, **options: None)
+    torch.manual_seed(5)
+
+
+def told(sigma: float = 0.1) -> Reconstruction:
+    """A regularizer that depends on the noise level that it is told, far from a critic: steep."""
+    R = Scaled(TotalVariation(0.1), strength=3.0, reference=0.2).double()
+    return Reconstruction(R, strength=0.3, sigma_factor=2.0).double()
+
+
+def blurred(n: int = 3) -> Batch:
+    x = torch.rand(n, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    acquisition = Deblurring(UniformKernel(3), Gaussian(0.05))
+    problem = acquisition(Scene(x), [torch.Generator().manual_seed(i) for i in range(n)])
+    return Batch(problem, [Key(4, 7 + i) for i in range(n)], [str(i) for i in range(n)])
+
+
+def shares(batch: Batch) -> Tensor:
+    generators = (generator(torch.initial_seed(), key, 3) for key in batch.keys)
+    return torch.stack([torch.rand((), generator=draws) for draws in generators]).double()
+
+
+def test_a_step_has_the_loss_and_the_strength_of_the_formulas(stepping: None) -> None:
+    batch, module = blurred(), AdversarialModule(told(), gradient_weight=7.0, epsilon=0.02)
+    A, y, x, R = batch.problem.A, batch.problem.y, batch.problem.x, module.reconstruction.prior
+    assert isinstance(R, Regularizer) and x is not None
+    module.setup("fit")
+    loss = module.training_step(batch, 0)
+    columns = torch.stack(
+        [A(e.reshape(1, 1, 12, 12).expand(3, -1, -1, -1))[0].flatten() for e in torch.eye(144).double()], 1
+    )
+    system = columns.T @ columns + 0.02 * torch.eye(144).double()
+    spoiled = torch.linalg.solve(system, columns.T @ y.flatten(1).T).T.reshape(x.shape)
+    sigma, t = 2 * batch.problem.sigma, shares(batch)[:, None, None, None]
+    slope = R.grad(t * x + (1 - t) * spoiled, sigma).flatten(1).norm(dim=1)
+    assert slope.min() > 1.5 or slope.max() > 1.5  # the penalty is at work
+    expected = R.value(x, sigma).mean() - R.value(spoiled, sigma).mean() + 7 * (slope - 1).clamp_min(0).square().mean()
+    torch.testing.assert_close(loss, expected)
+    force = A.adjoint(A(x) - y).flatten(1).norm(dim=1)
+    torch.testing.assert_close(module.reconstruction.strength, force.mean().to(loss))
+    assert module.n_gradients == 9
+    gentle = AdversarialModule(told(), gradient_weight=7.0)  # one-sided: slopes below 1 are not penalized
+    with torch.no_grad():
+        gentle.reconstruction.prior.log_strength -= 12
+    gap = gentle.training_step(batch, 0)
+    assert gap.abs() < 1e-2
+
+
+def test_what_blurs_is_spoiled_by_noise_and_not_by_blur() -> None:
+    problem = blurred().problem
+    spoiled, _ = unregularized(problem, 1e-3)
+    R = TotalVariation(1e-3)
+    assert (R.value(spoiled) > R.value(problem.x)).all() and (
+        R.value(problem.A.adjoint(problem.y)) < R.value(problem.x)
+    ).all()
+
+
+def test_without_noise_the_strength_stays(stepping: None) -> None:
+    batch = blurred()
+    exact = batch._replace(problem=batch.problem._replace(y=batch.problem.A(batch.problem.x)))
+    module = AdversarialModule(told())
+    module.training_step(exact, 0)
+    assert module.reconstruction.strength.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("module", [AdversarialModule, ScoreMatchingModule])
+def test_draws_belong_to_the_samples(stepping: None, module: type[PriorModule]) -> None:
+    """Processes that share a batch learn what one does."""
+    batch = blurred(4)
+    parts = [
+        Batch(
+            InverseProblem(batch.problem.A, *(None if u is None else u[half] for u in batch.problem[1:])),
+            batch.keys[half],
+            batch.names[half],
+        )
+        for half in (slice(0, 2), slice(2, 4))
+    ]
+    whole, *halves = (module(told()).training_step(one, 0).item() for one in (batch, *parts))
+    assert sum(halves) / 2 == pytest.approx(whole)
+
+
+def test_numbers_are_free_again_after_a_fit() -> None:
+    module = AdversarialModule(Reconstruction(Ridge(), sigma=0.1, fixed=["sigma"]))
+    module.setup("fit")
+    assert not module.reconstruction.log_strength.requires_grad
+    module.on_fit_end()
+    assert module.reconstruction.log_strength.requires_grad and not module.reconstruction.log_sigma.requires_grad  # type: ignore[union-attr]
+    with pytest.raises(TypeError, match="abstract"):
+        PriorModule(Reconstruction(Ridge()))  # type: ignore[abstract]
 
 
 # Score matching
@@ -117,8 +233,21 @@ def test_without_a_regularizer_the_loss_is_the_power_of_the_noise(dtype: torch.d
     module = ScoreMatchingModule(Reconstruction(Nothing()), noise=0.3)
     assert float(module.training_step(batch(x, None), 0)) == pytest.approx(0.09, rel=0.05)
     module = ScoreMatchingModule(Reconstruction(Nothing()))
-    losses = [float(module.training_step(batch(x, 0.2), i)) for i in (0, 0, 1)]
+    epochs = [batch(x, 0.2)._replace(keys=[Key(epoch, i) for i in range(4)]) for epoch in (0, 0, 1)]
+    losses = [float(module.training_step(one, 0)) for one in epochs]
     assert losses == pytest.approx([0.04] * 3, rel=0.05) and losses[0] == losses[1] != losses[2]
+
+
+def test_the_prior_is_told_the_noise_that_is_added_and_measurements_play_no_part(stepping: None) -> None:
+    one, module = blurred(), ScoreMatchingModule(told(), noise=0.3)
+    x, R = one.problem.x, module.reconstruction.prior
+    assert x is not None
+    loss = module.training_step(one, 0)
+    noise = torch.stack([torch.randn(1, 12, 12, generator=generator(torch.initial_seed(), key, 3)) for key in one.keys])
+    y = x + 0.3 * noise.double()
+    expected = (y - R.grad(y, torch.full((3,), 0.3).double()) - x).square().mean()
+    torch.testing.assert_close(loss, expected)
+    assert module.n_gradients == 3 and module._measured.state() is None
 
 
 def test_a_run_with_the_class_exchanged_is_of_use_for_its_problem(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def largest_gain(bank: Tensor) -> Tensor:
     gain = torch.linalg.matrix_norm(response, 2).max()
     if not torch.compiler.is_compiling() and not gain > 0:
         raise FloatingPointError(
-            "FieldsOfExperts: expected filters of which some is not zero, got none; lower the learning rate or the "
+            "FieldsOfExperts: training diverged, all filters have become zero; lower the learning rate or the "
             "weight decay, or leave `normalized` out"
         )
     return gain

@@ -1,0 +1,14 @@
+"""Where training must end."""
+
+import pytest
+
+from elder.ablation.running.failures import Kind, classify
+from elder.models.optimization import StrengthBounds
+
+
+@pytest.mark.parametrize("strength", [1e-7, 1e7, float("nan"), float("inf"), 0.0])
+def test_a_strength_out_of_bounds_is_a_divergence(strength: float) -> None:
+    StrengthBounds(0.1).check(3.0, 5)
+    with pytest.raises(FloatingPointError, match=r"the strength diverged, from 1 to .* by step 5; fix it") as error:
+        StrengthBounds(1.0).check(strength, 5)
+    assert classify(1, f"error: {error.value}").kind == Kind.DIVERGENCE  # which is not tried again
