@@ -121,7 +121,7 @@ for name, one in models.items():
 #
 # On patches of a photograph that was not learned from. *Asymmetry* is $\|(M - M^T)v\| / \|(M + M^T)v\|$ for the
 # Jacobian $M$ of the field at the solution, 0 for a gradient; *sensitivity* is $\|\partial\hat x/\partial y\|$, by
-# Lanczos; *amplification* that of a perturbation of 5 %, the worst that was found.
+# Lanczos; *amplification* that of a perturbation of the given size, the worst that was found.
 
 # %%
 test = problems(held_out, 4, 48, seed=3)
