@@ -78,7 +78,7 @@ def changed(finished: Path, folder: Path, old: str, new: str) -> Path:
         ("lr: 0.01", "rate: 0.01", "model.optimizer: Option 'rate' is not accepted by Adam, which takes params, lr"),
         ("class_path: Ridge", "class_path: Rigde", "prior: expected Prior ("),
         ("class_path: RandomMask", "class_path: Gaussian", "data.acquisition.mask: expected MaskFunction ("),
-        ("class_path: ReconstructionModule", "class_path: Reconstruct", "model: expected LightningModule (Denoising"),
+        ("class_path: ReconstructionModule", "class_path: Reconstruct", "model: expected LightningModule (Advers"),
         (
             "class_path: FastMRI",
             "class_path: FastMRT",

@@ -102,6 +102,7 @@ class AdversarialModule(PriorModule):
     Args:
         gradient_weight: w ≥ 0.
         epsilon: ε > 0, relative to ‖A‖² = 1: small enough that x̃ is spoiled by noise and lost data, not by blur.
+        options: Of every `PriorModule`.
 
     Raises:
         ValueError: If the prior is no functional, the weight is negative, or ε is not positive.
@@ -163,6 +164,7 @@ class ScoreMatchingModule(PriorModule):
 
     Args:
         noise: σ > 0, in the units of the image; null: that of the measurements.
+        options: Of every `PriorModule`.
 
     Raises:
         ValueError: If noise is not positive.

@@ -121,7 +121,7 @@ BAD = [
     ([("trainer.max_epochs", "many")], "trainer.max_epochs", "expected int, got many"),
     ([("model", None)], "model", "expected a value, got none"),
     ([("model.reconstructionn", 1)], "model.reconstructionn", "Option 'reconstructionn' is not accepted by Recon"),
-    ([("model.class_path", "Reconstruct")], "model", "expected LightningModule (DenoisingModule, ReconstructionModule"),
+    ([("model.class_path", "Reconstruct")], "model", "expected LightningModule (AdversarialModule, DenoisingModule"),
     ([(f"{SOLVER}.max_step", 3)], f"{SOLVER}.max_step", "Option 'max_step' is not accepted by LBFGS, which takes max_"),
     ([(f"{SOLVER}.max_steps", "few")], f"{SOLVER}.max_steps", "expected int, got few"),
     ([(SOLVER, "Ridge")], SOLVER, "expected Solver (Anderson, "),
@@ -248,7 +248,14 @@ def _others(value: Any) -> list[Any]:
         return [[_others(value[0])[0], *value[1:]], [*value, value[-1]]]
     plain = [3, 0.5, True, "other", "bf16-mixed", "norm", "warn", "link", "step", "00:01:00:00", ["a"], ["strength"]]
     classes = ["LeastSquares", "torch.nn.L1Loss", "MINRES", "Convex", "JacobianFree", STOP, PLUGIN]
-    return [*plain, *({"class_path": path} for path in classes), [STOPPING], {"target": 0.5}, {"compile": "default"}]
+    return [
+        *plain,
+        *({"class_path": path} for path in classes),
+        [STOPPING],
+        {"target": 0.5},
+        {"weight": 1.0},
+        {"compile": "default"},
+    ]
 
 
 @pytest.mark.parametrize("name", ["mri", "mri_denoiser"])
