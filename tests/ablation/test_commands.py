@@ -92,11 +92,11 @@ def test_a_failure_stays_alone_and_is_told(
     assert again.count("done before") == 3
     status = call("ablate", "status", study, *root)
     assert re.search(r"backward=broken +0 +train +failed +1/2 +1 +divergence", status)
-    assert re.search(r"^\w{8} backward=broken: error: LBFGS: the iterate is no", status, re.MULTILINE)
+    assert re.search(r"^\w{8} backward=broken: error: ReconstructionModule: the str", status, re.MULTILINE)
     assert re.search(r"baseline +0 +train +done +2/2 +\d+\.\d\d +2", status)
     logs = call("ablate", "logs", study, *root, "--size", "3")
     assert logs.count("=== /") == 1
-    assert "error: LBFGS: the iterate" in logs
+    assert "error: ReconstructionModule: the strength" in logs
 
 
 def test_the_report_and_the_study_elsewhere(place: Path, study: Path, finished: str, tmp_path: Path) -> None:
