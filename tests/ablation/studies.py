@@ -34,7 +34,10 @@ quick: {seeds: 1, set: {trainer.max_epochs: 1}}
 STAGED = """
 stages:
   denoiser: {base: denoiser.yaml, commands: [fit]}
-  train: {base: tiny.yaml, inputs: {model.pretrained: denoiser/regularizer.safetensors}}
+  train:
+    base: tiny.yaml
+    inputs: {model.pretrained: denoiser/regularizer.safetensors}
+    set: {trainer.max_epochs: 20}  # none ends before another has begun
 axes:
   backward: {implicit: {}, jfb: {model.reconstruction.backward: JacobianFree}, broken: {model.optimizer.lr: 1.0e+30}}
 seeds: 1
