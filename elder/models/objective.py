@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.linalg import full_precision, per_sample
+from elder.linalg import full_precision, norm, per_sample
 from elder.models.evaluation import Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.base import LinearOperator
 from elder.operators.fidelity import DataFidelity
 
 __all__ = ["Draws", "Objective"]
+
+_SHOWN = 1e-3  # a relative residual that single precision shows in any case
 
 
 class Draws:
@@ -42,6 +44,7 @@ class Objective:
     evaluator: Evaluator | None = None  # takes the place of the prior wherever no graph is recorded
     dtype: torch.dtype | None = None  # of the network there; None: the ambient one
     weight: float = 1.0  # of g: m/n where A has n of the m blocks of the measurements
+    narrow: torch.dtype | None = None  # of the image where R sees it; None: as it is
     draws: Draws = field(default_factory=Draws)  # of random blocks
 
     @property
@@ -59,7 +62,8 @@ class Objective:
         """Relative rounding error of R and ∇R."""
         device, dtype = self.y.device.type, self.dtype
         if dtype is None:
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
+            full = self.narrow or self.y.dtype
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
         return torch.finfo(dtype).eps
 
     @property
@@ -67,10 +71,27 @@ class Objective:
         """1/λ."""
         return 1 / self.strength.detach()
 
+    def resolving(self, x0: Tensor, tol: float) -> tuple[Objective, Tensor]:
+        """The same f and x⁰, in double precision where single precision may hide a residual of tol · ‖F(x⁰)‖.
+
+        ∇g is computed to about eps ‖AᴴA‖‖x‖. Noise makes ‖F(x⁰)‖ large beside that; without it, where ∇g(x⁰) = 0 and
+        λ is small, single precision ends at residuals of 10⁻⁴. R is evaluated as before: λ∇R, which costs the time, is
+        small there, and so are its rounding errors.
+        """
+        single = x0.dtype in (torch.float32, torch.complex64) and x0.device.type != "mps"  # which has no double
+        if not single or not 0 < tol < _SHOWN or self.precision > torch.finfo(torch.float32).eps:
+            return self, x0
+        with torch.no_grad():
+            rounding = torch.finfo(x0.dtype).eps * norm(x0)
+            if (tol * norm(self.data_grad(x0)) > 4 * rounding).all():
+                return self, x0
+        A = self.A.select(torch.arange(len(x0), device=x0.device)).double()  # a copy
+        return replace(self, A=A, y=_doubled(self.y), narrow=x0.dtype), _doubled(x0)
+
     def value(self, x: Tensor) -> Tensor:
         """f(x), (B,); needs an explicit `Regularizer`."""
         g = self._weighted(self.fidelity.value(x, self.A, self.y))
-        return g + self.strength * self._regularizer().value(x, self.sigma)
+        return g + self.strength * self._regularizer().value(self._narrowed(x), self.sigma)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (B,), and ∇f(x)."""
@@ -136,12 +157,19 @@ class Objective:
 
     def _evaluate(self, x: Tensor) -> Any:
         """(R(x), ∇R(x)), or the field alone of a prior without R."""
+        prior, x = self.prior, self._narrowed(x)
         if self.evaluator is not None and not torch.is_grad_enabled():
             return self.evaluator(x, self.sigma, self.dtype)
-        prior = self.prior
         return prior.value_and_grad(x, self.sigma) if isinstance(prior, Regularizer) else prior.grad(x, self.sigma)
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        return x if self.narrow is None else x.to(self.narrow)
 
     def _regularizer(self) -> Regularizer:
         if not isinstance(self.prior, Regularizer):
             raise TypeError(f"Objective: {type(self.prior).__name__} is a vector field without a value")
         return self.prior
+
+
+def _doubled(u: Tensor) -> Tensor:
+    return u.to(torch.complex128 if u.is_complex() else torch.float64)

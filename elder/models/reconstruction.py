@@ -32,6 +32,9 @@ class Tolerances(NamedTuple):
 class Reconstruction(nn.Module):
     """x̂(A, y) = argmin_x g(x; A, y) + λ R_θ(x).
 
+    Where single precision may hide the residual that is asked for, as without noise, g and the iterates are in double
+    precision, and R as before (`Objective.resolving`); x̂ is in that of the measurements.
+
     Args:
         prior: R_θ (or, for implicit baselines, a vector field in place of ∇R).
         solver: Finds x̂.
@@ -167,18 +170,19 @@ class Reconstruction(nn.Module):
         if tolerances is not None:
             solver = replace(solver, tol=tolerances.forward)
             rule = replace(rule, tol=tolerances.backward) if isinstance(rule, Implicit) else rule
-        objective, evaluation = self.objective(problem, seed), self.evaluation
+        objective, evaluation, dtype = self.objective(problem, seed), self.evaluation, x0.dtype
         _check_reachable(solver, rule, objective)
+        objective, x0 = objective.resolving(x0, 0 if solver.takes_all_steps else solver.tol)
         solve = rule if watch is None else partial(_solve, watch)
         if evaluation is None or evaluation.dtype is None or isinstance(rule, Unrolled):
-            return solve(solver, objective, x0, scale)
+            return _rounded(solve(solver, objective, x0, scale), dtype)
         lowered = replace(objective, dtype=getattr(torch, evaluation.dtype))
         with torch.no_grad():
             coarse = replace(solver, tol=max(solver.tol, evaluation.switch))(lowered, x0, scale=scale)
         left = max(1, solver.max_steps - int(coarse.n_gradients.max()))
         fine = solve(replace(solver, max_steps=left), objective, coarse.x, coarse.scale)
         n_gradients, n_values = coarse.n_gradients + fine.n_gradients, coarse.n_values + fine.n_values
-        return fine._replace(n_gradients=n_gradients, n_values=n_values)
+        return _rounded(fine._replace(n_gradients=n_gradients, n_values=n_values), dtype)
 
     @property
     def tolerances(self) -> Tolerances:
@@ -210,6 +214,20 @@ def _solve(watch: Watch, solver: Solver, problem: Objective, x0: Tensor, scale: 
     """In place of a backward rule, for a solution that is watched instead of differentiated."""
     with torch.no_grad():
         return solver(problem, x0, scale=scale, watch=watch)
+
+
+def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
+    """With x and the numbers of each sample in the precision of the measurements."""
+    if solution.x.dtype == dtype:
+        return solution
+    real, scale = dtype.to_real(), solution.scale
+    return solution._replace(
+        x=solution.x.to(dtype),
+        residual=solution.residual.to(real),
+        n_gradients=solution.n_gradients.to(real),
+        n_values=solution.n_values.to(real),
+        scale=None if scale is None else scale.to(real),
+    )
 
 
 def _check_reachable(solver: Solver, rule: BackwardRule, objective: Objective) -> None:

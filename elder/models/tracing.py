@@ -64,9 +64,11 @@ def trace(reconstruction: Reconstruction, problem: InverseProblem, solver: Solve
     Raises:
         TypeError: If the solver needs values of f, and the prior has none.
     """
-    objective, x0 = reconstruction.objective(problem), problem.A.initialize(problem.y)
+    solver = solver or reconstruction.solver
+    tol = 0 if solver.takes_all_steps else solver.tol
+    objective, x0 = reconstruction.objective(problem).resolving(problem.A.initialize(problem.y), tol)
     recorder = _Recorder(objective, problem.x, x0)
-    solution = (solver or reconstruction.solver)(objective, x0, watch=recorder)
+    solution = solver(objective, x0, watch=recorder)
     ends = zip(recorder.traces, solution.n_gradients.tolist(), solution.converged.tolist(), strict=True)
     for one, total, converged in ends:
         one.total_gradients, one.converged = int(total), converged

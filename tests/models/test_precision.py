@@ -1,0 +1,91 @@
+"""Problems almost without noise, whose ∇f single precision computes to no more than its last few bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from elder.models.networks import DnCNN
+from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers import Convex, ImplicitResidual, Ridge
+from elder.models.tracing import trace
+from elder.operators import CircularBlur, InverseProblem, LinearOperator, Mask, RealSampling, multi_coil
+from elder.operators.sampling import RadialMask
+from elder.solvers import GMRES, Anderson, Implicit, PlugAndPlay, PreconditionedLBFGS
+
+SIZE = 64
+
+
+PROBLEMS = ("sampling", "inpainting", "coils")
+
+
+def problem(name: str) -> InverseProblem:
+    """Two smooth images (2, 1, 64, 64) of values about 1: their norm is 10⁴ times that of λ∇R."""
+    axis, phase = torch.linspace(0, 1, SIZE), torch.tensor([0.0, 1.0])[:, None, None, None]
+    x = 1 + 0.3 * torch.sin(9 * axis[:, None] + phase) * torch.cos(14 * axis)
+    mask = RadialMask(0.3)((SIZE, SIZE))[None, None]
+    if name == "coils":
+        x, maps = x.to(torch.complex64), torch.full((1, 2, SIZE, SIZE), 0.5**0.5 + 0j)
+        A: LinearOperator = multi_coil(mask[..., SIZE // 2, None, :], maps)
+    else:
+        A = RealSampling(mask) if name == "sampling" else Mask(mask)
+    return InverseProblem(A, A(x), x)
+
+
+def doubled(p: InverseProblem) -> InverseProblem:
+    return InverseProblem(p.A.double(), p.y.to(torch.promote_types(p.y.dtype, torch.float64)))
+
+
+def reconstruction(name: str) -> Reconstruction:
+    torch.manual_seed(0)
+    prior = Ridge(2 if name == "coils" else 1, (3, 4), 3, Convex(3.0))
+    solver = PreconditionedLBFGS(max_steps=300, tol=1e-4)
+    return Reconstruction(prior, solver, Implicit(GMRES(200, 1e-5), curvature=1.0), strength=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_residual_that_single_precision_hides_is_reached_all_the_same(name):
+    made, p = reconstruction(name), problem(name)
+    alone, solution = made.solver(made.objective(p), p.A.initialize(p.y)), made(p)
+    exact = made.double()(doubled(p))
+    assert not alone.converged.any()
+    assert solution.converged.all()
+    assert (solution.n_gradients < 1.3 * exact.n_gradients).all()
+    assert (solution.x - exact.x).norm() < 0.2 * (alone.x - exact.x).norm()
+    dtypes = {solution.x.dtype, solution.residual.dtype, solution.n_gradients.dtype, solution.scale.dtype}
+    assert dtypes == {p.A.initialize(p.y).dtype, torch.float32}
+
+
+def test_its_gradients_are_those_of_double_precision():
+    made, p = reconstruction("sampling"), problem("sampling")
+    made.solver = PreconditionedLBFGS(max_steps=300, tol=1e-5)
+    found = torch.autograd.grad(made(p).x.square().sum(), tuple(made.parameters()))
+    expected = torch.autograd.grad(made.double()(doubled(p)).x.square().sum(), tuple(made.parameters()))
+    assert all(u.dtype == torch.float32 for u in found)
+    for u, v in zip(found, expected, strict=True):
+        assert (u - v).norm() < 2e-2 * v.norm()
+
+
+def test_what_single_precision_shows_is_left_to_it():
+    p, made = problem("sampling"), reconstruction("sampling")
+    f, x0 = made.objective(p), p.A.initialize(p.y)
+    assert f.resolving(x0, 1e-4)[1].dtype == torch.float64
+    assert f.resolving(x0, 1e-2)[0] is f
+    assert f.resolving(x0, 0.0)[0] is f
+    blur = CircularBlur(torch.ones(1, 1, 3, 3) / 9, (SIZE, SIZE))  # ∇g(Aᴴy) is large
+    f = made.objective(InverseProblem(blur, p.x))
+    assert f.resolving(blur.initialize(p.x), 1e-4)[0] is f
+
+
+@torch.no_grad()
+def test_a_field_and_a_trace_see_the_same():
+    p = problem("inpainting")
+    torch.manual_seed(0)
+    field = ImplicitResidual(DnCNN(1, 4, 2, noise_map=True))
+    made = Reconstruction(field, Anderson(100, 1e-4, PlugAndPlay()), strength=1e-4, sigma=0.1)
+    assert made(p).x.dtype == torch.float32
+    made = reconstruction("inpainting")
+    traces, solution = trace(made, p), made(p)
+    assert [t.total_gradients for t in traces] == solution.n_gradients.tolist()
+    assert all(t.converged and t.increases == 0 for t in traces)
