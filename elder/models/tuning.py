@@ -113,6 +113,11 @@ def tune(
         report(
             f"every solve diverged, in {len(search.trials)} trials; shorten the step of the solver, or start elsewhere"
         )
+    elif len(search.trials) > 1 and len({trial.psnr for trial in search.trials}) == 1:
+        report(
+            f"{' and '.join(best.values)} had no effect, in {len(search.trials)} trials; tune what the prior depends on, "
+            "and take it out of `fixed`"
+        )
     for value, (name, found), (low, high) in zip(search.best, best.values.items(), bounds, strict=True):
         if min(value - low, high - value) < 2 * tolerance:
             report(f"{name} {found:.3g} is at the edge of its range, {math.exp(low):.3g} to {math.exp(high):.3g}")

@@ -34,7 +34,9 @@ def load(model: str | Path, catalogue: Catalogue | None = None) -> TrainedModel:
     catalogue = shipped() if catalogue is None else catalogue
     path = Path(model)
     if str(model) not in catalogue and path.is_dir() and (path / CONFIG).is_file():
-        return _restore(path, None)
+        if path.name not in catalogue or path.resolve() != (catalogue.folder / path.name).resolve():
+            return _restore(path, None)
+        model = path.name  # its own folder: checked as by name
     return _restore(catalogue.files(str(model)), catalogue[str(model)])
 
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import to_channels
+from elder.linalg import norm, to_channels
 from elder.models.catalogue import Card
 from elder.models.denoiser import Denoiser
 from elder.models.noise_range import warn_outside
@@ -78,7 +78,15 @@ class TrainedModel(nn.Module):
                 f"{name} reconstructs: expected measurements y and the operator A they were made with, got "
                 f"{'no A' if A is None else type(A).__name__}; call it with (y, A), A from elder.operators"
             )
-        self._check(A.initialize(y))
+        x0 = A.initialize(y)
+        self._check(x0)
+        flat = torch.ones_like(x0)
+        if bool((norm(A(flat)) <= 1e-3 * norm(flat)).any()):
+            warnings.warn(
+                f"{name}: A makes nothing of a constant image, so that the mean of x̂ is unknown; sample zero frequency, "
+                "which masks have at (H // 2, W // 2)",
+                stacklevel=3,
+            )
         return reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))
 
     def _denoiser(self) -> Denoiser:
@@ -104,7 +112,7 @@ class TrainedModel(nn.Module):
         return level
 
     def _check(self, x: Tensor) -> None:
-        """Refuse images of other channels or precision than R takes."""
+        """Refuse images of other channels or precision than R takes, and such as are not finite."""
         name, channels, dtype = self.card.name, self.card.channels, next(self.prior.parameters()).dtype
         if x.ndim != 4 or (channels is not None and to_channels(x).shape[1] != channels):
             kind = "" if channels is None else f" with {channels} real channels, a complex one counting as two"
@@ -118,3 +126,5 @@ class TrainedModel(nn.Module):
                 f"{name}: expected images of the precision of the model, {dtype}, got {x.dtype}; "
                 "convert the measurements and the operator, or the model with .to(dtype)"
             )
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name}: expected finite measurements, got NaN or infinity in them; mend or remove them")

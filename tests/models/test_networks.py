@@ -214,6 +214,23 @@ def test_size_of_drunet_is_the_published_one(channels, blocks, expected):
     assert found == inside + steps + 9 * 64 * (2 * channels + 1) == expected
 
 
+def test_a_functional_of_published_size_takes_a_step():
+    """All 17 million weights, once: the loss of a denoiser decreases along its gradient, which passes through ∇R."""
+    torch.manual_seed(0)
+    R = Residual(DRUNet(1, (64, 128, 256, 512), 2, noise_map=True))
+    x, sigma = torch.rand(1, 1, 16, 16), torch.full((1,), 0.1)
+    y = x + 0.1 * torch.randn(x.shape)
+    before = (y - R.grad(y, sigma) - x).square().mean()
+    before.backward()
+    gradients = [p.grad for p in R.parameters()]
+    step = 0.1 * before.detach() / sum(g.square().sum() for g in gradients)
+    with torch.no_grad():
+        for p, g in zip(R.parameters(), gradients, strict=True):
+            assert g.abs().max() > 0
+            p -= step * g
+    assert (y - R.grad(y, sigma) - x).square().mean() < before
+
+
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (3, 1)], ids=str)
 def test_drunet_is_its_formula(size):
     """The order of the paper: three maps on the way down, each added to what comes back up at its scale."""

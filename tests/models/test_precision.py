@@ -1,6 +1,8 @@
-"""Problems almost without noise, whose ∇f single precision computes to no more than its last few bits."""
+"""What single precision hides: of ∇f where there is hardly any noise, and of f near its minimum."""
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -8,10 +10,19 @@ import torch
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Convex, ImplicitResidual, Ridge
-from elder.models.tracing import trace
+from elder.models.tracing import Increases, trace
 from elder.operators import CircularBlur, InverseProblem, LinearOperator, Mask, RealSampling, multi_coil
 from elder.operators.sampling import RadialMask
-from elder.solvers import GMRES, Anderson, Implicit, PlugAndPlay, PreconditionedLBFGS
+from elder.solvers import (
+    GMRES,
+    Anderson,
+    BacktrackingProximalGradient,
+    Implicit,
+    PlugAndPlay,
+    PreconditionedLBFGS,
+)
+from elder.solvers.descent import within_rounding
+from tests.models.test_regularizers import FAMILIES
 
 SIZE = 64
 
@@ -89,3 +100,35 @@ def test_a_field_and_a_trace_see_the_same():
     traces, solution = trace(made, p), made(p)
     assert [t.total_gradients for t in traces] == solution.n_gradients.tolist()
     assert all(t.converged and t.increases == 0 for t in traces)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "drunet" not in name])
+@pytest.mark.parametrize("solver", [PreconditionedLBFGS, BacktrackingProximalGradient])
+def test_f_of_every_family_rises_by_no_more_than_rounding(family, solver):
+    """By f in double precision at the iterates of single precision, and a limit that no solver knows of."""
+    torch.manual_seed(1)
+    size = 16
+    axis = torch.linspace(0, 1, size)
+    x = (axis[:, None] > 0.4 + 0.3 * torch.sin(6 * axis)).float()[None, None]
+    A = CircularBlur(torch.ones(1, 1, 3, 3) / 9, (size, size))
+    p = InverseProblem(A, A(x) + 0.1 * torch.randn(x.shape), x, torch.full((1,), 0.1))
+    made = Reconstruction(FAMILIES[family](1), solver(max_steps=60, tol=1e-7), strength=0.2, sigma=0.1)
+    exact = deepcopy(made).double().objective(doubled(p)._replace(sigma=None))
+    values: list[float] = []
+    made(p, watch=lambda _, state: values.append(float(exact.value(state.x.double()))) if len(state.x) else None)
+    path = torch.tensor(values, dtype=torch.float64)
+    rises = path.diff() / path[:-1].abs()
+    assert len(path) > 5 and rises.max() < 2e-6 and path[-1] < 0.99 * path[0]
+
+
+def test_rounding_ends_at_ten_errors_for_a_solver_and_at_sixteen_for_the_count():
+    p = problem("inpainting")
+    f, one = reconstruction("inpainting").objective(p), torch.ones(2)
+    for errors, rounding in ((9, True), (11, False)):
+        assert within_rounding(f, one + errors * f.precision, one).all() == rounding
+    for errors, count in ((15, 0), (17, 1)):
+        increases = Increases(f)
+        for value in (1.0, 1 + errors * f.precision):
+            increases(torch.arange(2), PreconditionedLBFGS().start(f, p.x)._replace(value=torch.full((2,), value)))
+        assert increases.count.tolist() == [count, count]

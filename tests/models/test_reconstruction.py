@@ -291,6 +291,9 @@ def test_objective_is_its_formula(name):
     step = x - gamma[:, None, None, None] * f.strength * model.prior.grad(x, f.sigma)
     expected = LeastSquares().prox(step, p.A, p.y, gamma)
     torch.testing.assert_close(f.proximal_gradient(x, f.grad(x), gamma), expected)
+    twice = replace(f, weight=2.0)  # as with half of the measurements
+    expected = LeastSquares().prox(step, p.A, p.y, 2 * gamma)
+    torch.testing.assert_close(twice.proximal_gradient(x, twice.grad(x), gamma), expected)
     per_lambda, _ = PlugAndPlay(0.7)(f, x)
     torch.testing.assert_close(per_lambda, f.proximal_gradient(x, f.grad(x), 0.7 / f.strength.detach()))
 

@@ -116,6 +116,13 @@ def test_what_is_found_is_no_worse_than_the_start(n: int, parameters: tuple):
     assert again.trials[0].values["strength"] == pytest.approx(found.values["strength"])
 
 
+def test_that_a_parameter_has_no_effect_is_told():
+    lines: list[str] = []
+    model = Reconstruction(TotalVariation(0.05), LBFGS(20, 1e-2), strength=1e-3, sigma=0.1).double()
+    tune(model, [denoising(0, 1)], ("sigma",), report=lines.append)
+    assert "sigma had no effect, in" in lines[-1] and "`fixed`" in lines[-1]
+
+
 def test_that_everything_diverges_is_told():
     torch.manual_seed(1)
     lines: list[str] = []

@@ -225,6 +225,7 @@ def test_kernels_of_different_sizes_share_a_frame_and_an_origin(last: Kernel, si
 NAN = torch.full((1, 1, 3, 3), math.nan)
 BAD_KERNELS = {
     "sum": (torch.full((1, 1, 3, 3), 0.25), r"kernel of sum 1 \(± 0.001\).*got sum 2.25; divide it.*normalize: true"),
+    "nearly 1": (torch.full((1, 1, 3, 3), 1.002 / 9), "got sum 1.002; divide"),
     "negative sum": (torch.full((1, 1, 3, 3), -1 / 9), "got sum -1; divide"),
     "nan": (NAN, "finite kernel, got NaN or infinity"),
     "complex": (torch.ones(1, 1, 1, 1, dtype=torch.complex128), r"real kernel .* got torch.complex128 \(1, 1, 1, 1\)"),
@@ -247,6 +248,9 @@ def test_a_kernel_of_even_size_is_warned_of_once() -> None:
     with pytest.warns(UserWarning, match=r"4×4 pixels, of even size, have no centre; the origin is the pixel \(2, 2\)"):
         acquisition(Scene(torch.zeros(1, 1, 8, 8)), [torch.Generator()])
     acquisition(Scene(torch.zeros(1, 1, 8, 8)), [torch.Generator()])
+    for size in ((5, 4), (4, 5)):
+        with pytest.warns(UserWarning, match="{}×{} pixels, of even size".format(*size)):
+            stack([Given(torch.full((1, 1, *size), 1 / 20))])
 
 
 def damaged(folder: Path) -> Path:

@@ -131,6 +131,26 @@ def test_descent_never_increases_the_objective(name, mu):
     assert (values[-1] < values[0]).all()
 
 
+def test_backtracking_decreases_sufficiently_by_steps_that_never_grow():
+    """Steps of 64 are too long, those that are accepted shorter than 8: (decrease/γ)‖Δx‖² tells γ from 1/γ."""
+    problem, states = Smooth.make(theta=4.0), []
+    solver = BacktrackingProximalGradient(60, 1e-6, step_size=64.0, decrease=0.45)
+    solver(problem, problem.x0, watch=lambda samples, state: states.append((samples.tolist(), state)))
+    paths = [[] for _ in problem.x0]
+    for samples, state in states:
+        for row, i in enumerate(samples):
+            paths[i].append((state.x[row], state.value[row], state.step_size[row]))
+    accepted = 0
+    for path in paths:
+        for (x, value, size), (after, lower, later) in zip(path, path[1:], strict=False):
+            moved = (after - x).square().sum()
+            assert later == (size if moved else size / 2)
+            assert lower <= value - 0.45 / size * moved + 1e-12
+            accepted += bool(moved)
+        assert path[-1][2] < 8
+    assert accepted > 20
+
+
 @pytest.mark.parametrize("iterator", [Picard, Anderson])
 def test_divergence_is_an_error_that_names_the_step(iterator):
     problem = Smooth.make(mu=-30.0 if iterator is Anderson else 0.1)

@@ -12,7 +12,7 @@ import yaml
 import elder
 from elder.models.catalogue import CONFIG, INDEX, WEIGHTS, Catalogue
 from elder.models.weights import find_weights
-from elder.operators import ComplexImage, Identity, Mask, single_coil
+from elder.operators import ComplexImage, Identity, Mask, RealSampling, single_coil
 from elder.zoo.adding import add
 from elder.zoo.loading import load
 from tests.zoo.runs import denoiser_run, reconstruction_run, tiny
@@ -27,6 +27,8 @@ def test_an_altered_file_is_refused(tmp_path: Path, catalogue: Catalogue, file: 
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{file}: expected the SHA-256 .*…, got .*damaged or altered"):
         load("mine", catalogue)
+    with pytest.raises(ValueError, match="damaged or altered"):
+        load(path.parent, catalogue)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{file}: expected a file of the model mine, .*; install again"):
         load("mine", catalogue)
@@ -102,6 +104,7 @@ def test_noise_beyond_that_of_training_is_said_once(tmp_path: Path) -> None:
         (tiny(3), Identity(), ValueError, r"with 1 real channels, .*got \(1, 3, 16, 16\) torch.float32; take a model"),
         (tiny(2), Identity(), ValueError, r"got \(1, 1, 16, 16\) torch.complex64; make its images real with A @ Comp"),
         (tiny(1)[0], Identity(), ValueError, r"expected images \(B, C, H, W\)"),
+        (tiny(1) * torch.nan, Identity(), ValueError, "expected finite measurements, got NaN or infinity in them; mend"),
         (tiny(1).double(), Identity(), ValueError, "expected images of the precision of the model, torch.float32, got"),
         (tiny(1), single_coil(torch.ones(1, 1, 1, 9) > 0) @ ComplexImage(), ValueError, r"Mask: expected .*9"),
     ],
@@ -119,6 +122,16 @@ def test_a_solve_that_falls_short_is_told() -> None:
     with pytest.warns(UserWarning, match=r"mri_wcrr: 2 of 2 solves fell short of their tolerance 1\.0e-03: residual"):
         model(A(y), A, sigma=0.005)
     assert not model.solve(A(y), A, sigma=0.005).converged.any()
+
+
+def test_a_mask_without_zero_frequency_is_warned_of() -> None:
+    corner = torch.ones(1, 1, 16, 16) > 0
+    corner[..., 8, 8] = False
+    model = elder.load("mri_wcrr")
+    model.reconstruction.solver = replace(model.reconstruction.solver, max_steps=1, tol=0.0)  # type: ignore[union-attr]
+    A = RealSampling(corner)
+    with pytest.warns(UserWarning, match=r"mri_wcrr: A makes nothing of a constant image, .*zero frequency, .*\(H // 2"):
+        model(A(tiny(1)), A)
 
 
 def test_noise_levels_of_other_samples_are_refused() -> None:

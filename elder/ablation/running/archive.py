@@ -10,17 +10,18 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from elder.ablation.running.files import to_json
 from elder.reporting.metrics_file import read_lines, thinned
 
 __all__ = ["pack", "unpack"]
 
-METRICS = "metrics.jsonl"
+METRICS, PROVENANCE = "metrics.jsonl", "provenance.json"
 RECORDS = (
     "run.json",
     "planned.yaml",
     "config.yaml",
     "status.json",
-    "provenance.json",
+    PROVENANCE,
     "tuned.yaml",
     "tuned.json",
     "tuned.csv",
@@ -32,7 +33,8 @@ RECORDS = (
 def pack(path: str | os.PathLike[str], study: Path, runs: Iterable[Path]) -> int:
     """Write `path`, a .tar.xz, with the plan of a study and the records of runs; equal records make equal bytes.
 
-    Of the single steps of a training some are kept, as in the zoo.
+    Of the single steps of a training some are kept, as in the zoo; of the program and the script of a command line the
+    names, without where they are on this machine. What the code had of changes since its commit is there as a diff.
 
     Args:
         path: Its folder is made if it is missing.
@@ -49,10 +51,7 @@ def pack(path: str | os.PathLike[str], study: Path, runs: Iterable[Path]) -> int
         _add(archive, f"studies/{study.name}/plan.json", (study / "plan.json").read_bytes())
         for run in runs:
             for file in _records(run):
-                content = file.read_bytes()
-                if file.name == METRICS:
-                    content = "".join(f"{json.dumps(line)}\n" for line in thinned(read_lines(file))).encode()
-                _add(archive, f"store/{run.name}/{file.relative_to(run).as_posix()}", content)
+                _add(archive, f"store/{run.name}/{file.relative_to(run).as_posix()}", _content(file))
     part.replace(path)
     return len(runs)
 
@@ -96,7 +95,19 @@ def _run(member: tarfile.TarInfo) -> Path:
 
 def _records(run: Path) -> Iterator[Path]:
     yield from (run / name for name in RECORDS if (run / name).is_file())
-    yield from sorted((run / "attempts").glob("*.json"))
+    attempts = run / "attempts"
+    yield from sorted([*attempts.glob("*.json"), *(diff for diff in attempts.glob("*.diff") if diff.stat().st_size)])
+
+
+def _content(file: Path) -> bytes:
+    if file.name == METRICS:
+        return "".join(f"{json.dumps(line)}\n" for line in thinned(read_lines(file))).encode()
+    if file.name != PROVENANCE:
+        return file.read_bytes()
+    attempts = json.loads(file.read_bytes())
+    for command in (command for attempt in attempts for command in attempt.get("commands", ())):
+        command["arguments"][:2] = [Path(word).name for word in command["arguments"][:2]]
+    return to_json(attempts).encode()
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
