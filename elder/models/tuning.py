@@ -115,8 +115,8 @@ def tune(
         )
     elif len(search.trials) > 1 and len({trial.psnr for trial in search.trials}) == 1:
         report(
-            f"{' and '.join(best.values)} had no effect, in {len(search.trials)} trials; tune what the prior depends on, "
-            "and take it out of `fixed`"
+            f"{' and '.join(best.values)} had no effect, in {len(search.trials)} trials; tune what the prior depends "
+            "on, and take it out of `fixed`"
         )
     for value, (name, found), (low, high) in zip(search.best, best.values.items(), bounds, strict=True):
         if min(value - low, high - value) < 2 * tolerance:

@@ -83,8 +83,8 @@ class TrainedModel(nn.Module):
         flat = torch.ones_like(x0)
         if bool((norm(A(flat)) <= 1e-3 * norm(flat)).any()):
             warnings.warn(
-                f"{name}: A makes nothing of a constant image, so that the mean of x̂ is unknown; sample zero frequency, "
-                "which masks have at (H // 2, W // 2)",
+                f"{name}: A makes nothing of a constant image, so that the mean of x̂ is unknown; sample zero "
+                "frequency, which masks have at (H // 2, W // 2)",
                 stacklevel=3,
             )
         return reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))

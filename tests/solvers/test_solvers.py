@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -142,7 +143,7 @@ def test_backtracking_decreases_sufficiently_by_steps_that_never_grow():
             paths[i].append((state.x[row], state.value[row], state.step_size[row]))
     accepted = 0
     for path in paths:
-        for (x, value, size), (after, lower, later) in zip(path, path[1:], strict=False):
+        for (x, value, size), (after, lower, later) in itertools.pairwise(path):
             moved = (after - x).square().sum()
             assert later == (size if moved else size / 2)
             assert lower <= value - 0.45 / size * moved + 1e-12
