@@ -81,6 +81,7 @@ class ImageDataset(Dataset[Item]):
         seed: Seed of the crops.
         setting: With which of its settings the acquisition measures; "each": visit i with setting i; several: image i
             with the i-th of them; None: it draws.
+        first: Number of the first visit, which yields what it does after others, and is named by it; None: 0.
 
     Raises:
         ValueError: If an image is smaller than the crop.
@@ -94,6 +95,7 @@ class ImageDataset(Dataset[Item]):
         visits: int = 1,
         seed: int = 0,
         setting: int | Literal["each"] | list[int] | None = None,
+        first: int | None = None,
     ) -> None:
         for name, size in zip(source.names, source.sizes, strict=True):
             if min(size) < crop.size:
@@ -102,19 +104,21 @@ class ImageDataset(Dataset[Item]):
                     "choose a smaller patch or crop, or remove the image"
                 )
         self.source, self.crop, self.color = source, crop, color
-        self.visits, self.seed = visits, seed
+        self.visits, self.seed, self.first = visits, seed, first or 0
+        self.numbered = visits > 1 or first is not None
         self.setting: int | Literal["each"] | list[int] | None = setting
 
     def __len__(self) -> int:
         return len(self.source.names) * self.visits
 
     def __getitem__(self, key: Key) -> Item:
+        key = key._replace(index=key.index + self.first * len(self.source.names))
         visit, index = divmod(key.index, len(self.source.names))
         image = self.crop(self.source.read(index, self.color), generator(self.seed, key, CROP))
         name = self.source.names[index]
         setting = self.setting[index] if isinstance(self.setting, list) else self.setting
         setting = visit if setting == "each" else setting
-        return Item(Scene(image, setting=setting), key, name if self.visits == 1 else f"{name}/{visit}")
+        return Item(Scene(image, setting=setting), key, f"{name}/{visit}" if self.numbered else name)
 
 
 def in_turn(n_images: int, n_settings: int) -> list[int]:
@@ -147,6 +151,7 @@ class Images(ImagingDataModule):
             "image/setting", instead of with one that is drawn for it.
         train_setting: Number of the kernel, mask or loss that training and validation have always; null: training draws
             one for each patch, and validation images have them in turn.
+        test_setting: Number of the one with which test images are measured and named; null: see `every_setting`.
         batch_size: Patches per training step and process.
         eval_batch_size: Images per evaluation step and process; 1 if their sizes differ.
         num_workers: Loader processes (0: load in the main process).
@@ -171,6 +176,7 @@ class Images(ImagingDataModule):
         eval_multiple: int = 1,
         every_setting: bool = False,
         train_setting: int | None = None,
+        test_setting: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -189,7 +195,7 @@ class Images(ImagingDataModule):
             )
         self.sources = {"train": image_source(train), "val": image_source(val), "test": image_source(test)}
         self.color, self.patches_per_image, self.every_setting = color, patches_per_image, every_setting
-        self.train_setting = train_setting
+        self.train_setting, self.test_setting = train_setting, test_setting
         self.patch = RandomPatch(patch_size, flips)
         self.crop = MultipleCrop(eval_multiple) if eval_size is None else CentreCrop(eval_size)
 
@@ -204,9 +210,15 @@ class Images(ImagingDataModule):
             setting = turns if self.train_setting is None else self.train_setting
             self.val_data = ImageDataset(source, self.crop, self.color, setting=setting)
         if stage in ("test", "predict"):
-            source, visits = self.sources["test"], self.acquisition.n_settings if self.every_setting else 1
-            data = ImageDataset(source, self.crop, self.color, visits, setting="each" if self.every_setting else None)
-            self.test_data = self.predict_data = data
+            each = self.every_setting or self.test_setting is not None
+            self.test_data = self.predict_data = ImageDataset(
+                self.sources["test"],
+                self.crop,
+                self.color,
+                self.acquisition.n_settings if self.every_setting and self.test_setting is None else 1,
+                setting="each" if each else None,
+                first=self.test_setting,
+            )
 
 
 class BSD(Images):

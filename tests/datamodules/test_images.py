@@ -247,6 +247,22 @@ def test_training_and_validation_may_have_one_setting(tmp_path: Path) -> None:
     assert len(module.test_data) == 2 * len(module.sources["test"].names)
 
 
+def test_one_setting_of_the_test_images_is_as_it_is_among_all(tmp_path: Path) -> None:
+    kernels: list[Kernel] = [UniformKernel(1), UniformKernel(3), UniformKernel(5)]
+    module = images(tmp_path, every_setting=True, eval_batch_size=1)
+    module.acquisition = Deblurring(kernels, Gaussian(0.1))
+    module.setup("test")
+    among = problems(module, list(module.test_dataloader()))
+    for setting in range(3):
+        alone = images(tmp_path, test_setting=setting, eval_batch_size=1)
+        alone.acquisition = module.acquisition
+        alone.setup("test")
+        found = problems(alone, list(alone.test_dataloader()))
+        assert found.keys() == {(key, name) for key, name in among if name.endswith(f"/{setting}")}
+        for item, (x, y) in found.items():
+            assert torch.equal(x, among[item][0]) and torch.equal(y, among[item][1])
+
+
 @pytest.mark.parametrize("name", ["patch_size", "patches_per_image", "eval_size", "eval_multiple"])
 def test_sizes_are_positive(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"Images: expected {name} >= 1, got 0"):

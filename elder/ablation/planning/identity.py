@@ -36,7 +36,7 @@ ELSEWHERE = frozenset(
 )
 LOADERS = frozenset({"num_workers"})  # in any class: how a batch is fetched, not what it holds
 #: In any class: arguments that came after runs were made. Where they are null these runs are the same as ever.
-LATER = frozenset({"penalty"})
+LATER = frozenset({"penalty", "test_setting"})
 INPUT = "input:"  # begins the value of a key that another stage's output is to fill
 _CHUNK = 1 << 20
 
