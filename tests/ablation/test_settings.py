@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from elder.ablation.comparing.results import Comparison, collect
 from elder.ablation.comparing.settings import by_setting, names_of_settings, write_settings
+from elder.ablation.comparing.tables import markdown
 from elder.ablation.planning.runs import Plan
 from elder.reporting.tables import read_results, write_results
 from tests.ablation.comparisons import make_plan, write_failure, write_study
@@ -46,6 +48,34 @@ def test_each_setting_is_what_a_test_of_it_alone_would_give(comparison: Comparis
         np.testing.assert_array_equal(part.values[metric], alone.values[metric])
         assert str(part.summaries[metric]) == str(alone.summaries[metric])
         assert str(part.paired[metric]) == str(alone.paired[metric]) != str(comparison.paired[metric])
+
+
+def test_a_variant_that_was_tested_with_one_setting_is_compared_in_that(comparison: Comparison, tmp_path: Path):
+    plan = study(tmp_path)
+    for cell in plan.cells[2:4]:
+        path = tmp_path / "store" / cell.final / "results.csv"
+        write_results(path, [row for row in read_results(path) if row.image.endswith("/1")])
+    partly = collect(plan, tmp_path)
+    assert partly.images == comparison.images
+    assert "Tested with some settings only, and without a mean over all: prior=b|c." in partly.notes
+    for metric in ("psnr", "ssim"):
+        assert str(partly.summaries[metric][0]) == str(comparison.summaries[metric][0])
+        assert math.isnan(partly.summaries[metric][1].mean)
+        assert partly.paired[metric][1] is None or math.isnan(partly.paired[metric][1].difference.mean)
+        for setting, part in by_setting(partly).items():
+            whole = by_setting(comparison)[setting]
+            if setting == "1":
+                assert str(part.summaries[metric]) == str(whole.summaries[metric])
+                assert str(part.paired[metric][1].difference) == str(whole.paired[metric][1].difference)
+            else:
+                assert math.isnan(part.summaries[metric][1].mean)
+    (line,) = [line for line in markdown(partly).splitlines() if line.startswith("| prior=b")]
+    assert line.split(" | ")[1:4] == ["–", "–", "–"]
+    _, csv_file = write_settings(partly, tmp_path)
+    rows = [row for row in csv.DictReader(csv_file.read_text().splitlines()) if row["variant"] == "prior=b|c"]
+    assert [(row["setting"], row["n_images"], bool(row["psnr"])) for row in rows] == [
+        ("0", "0", False), ("1", "6", True), ("2", "0", False), ("10", "0", False)
+    ]  # fmt: skip
 
 
 def test_settings_are_in_order_of_their_numbers(comparison: Comparison) -> None:

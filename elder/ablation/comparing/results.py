@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elder.ablation.comparing.image_names import groups_of_images
+from elder.ablation.comparing.image_names import groups_of_images, split_setting
 from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
@@ -74,8 +74,8 @@ class Comparison:
         variants: The baseline first.
         seeds: In order.
         images: Those that all finished runs have, in order of name; one that is measured with several settings is here
-            once for each.
-        values: Metric → (variants, seeds, images).
+            once for each, where all runs have it that were tested with that setting.
+        values: Metric → (variants, seeds, images), NaN where a run is missing or was not tested with that setting.
         references: Methods beside the learned one.
         versions: All codes that produced what is compared.
         hosts: Machines that did.
@@ -97,8 +97,8 @@ class Comparison:
 
     @cached_property
     def summaries(self) -> Mapping[str, list[Summary]]:
-        """Mean ± s.d. of every variant, by metric."""
-        return {metric: [summarize(block) for block in self.values[metric]] for metric in self.metrics}
+        """Mean ± s.d. of every variant, by metric; of none that was not tested with all settings."""
+        return {metric: [summarize(_whole(block)) for block in self.values[metric]] for metric in self.metrics}
 
     @cached_property
     def paired(self) -> Mapping[str, list[Paired | None]]:
@@ -174,13 +174,14 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
         variants.append(Variant(next(iter(group.values())).label, dict(point), outcomes))
     done = [outcome for variant in variants for outcome in variant.outcomes.values() if outcome.is_done]
     seeds = sorted({seed for variant in variants for seed in variant.outcomes})
-    images = sorted(set.intersection(*({*outcome.results} for outcome in done))) if done else []
+    images = _common([{*outcome.results} for outcome in done])
     values = {metric: np.full((len(variants), len(seeds), len(images)), math.nan) for metric in plan.metrics}
     for i, variant in enumerate(variants):
         for seed, outcome in variant.outcomes.items():
             if outcome.is_done:
+                rows = [outcome.results.get(image) for image in images]
                 for metric, block in values.items():
-                    block[i, seeds.index(seed)] = [getattr(outcome.results[image], metric) for image in images]
+                    block[i, seeds.index(seed)] = [math.nan if row is None else getattr(row, metric) for row in rows]
     versions = sorted({version for outcome in done for version in outcome.versions})
     references, disagreeing = _references(done, images, list(plan.metrics))
     comparison = Comparison(
@@ -200,6 +201,23 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
     unmatched = _unmatched(comparison) if done and len(plan.axes) > 1 else []
     told = f"No main effect of {', '.join(unmatched)}: no two variants with results differ in that alone."
     return replace(comparison, notes=[*comparison.notes, told]) if unmatched else comparison
+
+
+def _common(names: Sequence[set[str]]) -> list[str]:
+    """The images that all runs have; of those of a setting, that all runs have which were tested with it."""
+    found = {name: split_setting(name) for of_run in names for name in of_run}
+    if not found or None in found.values():
+        return sorted(set.intersection(*names)) if names else []
+    images = set[str]()
+    for setting in {part[1] for part in found.values() if part}:
+        tested = [{name for name in of_run if found[name][1] == setting} for of_run in names]  # type: ignore[index]
+        images |= set.intersection(*(of_run for of_run in tested if of_run))
+    return sorted(images)
+
+
+def _whole(block: np.ndarray) -> np.ndarray:
+    """(seeds, images) without the seeds that have some images only: a mean over easy settings would flatter."""
+    return np.where(np.isnan(block).any(axis=1, keepdims=True), math.nan, block)
 
 
 def _unmatched(comparison: Comparison) -> list[str]:
@@ -270,6 +288,11 @@ def _notes(
         notes.append(
             f"Runs have up to {n_most} images, but only {len(images)} are common to all; only those are compared."
         )
+    partly = [
+        v.label for v in variants if any(o.is_done and not {*images} <= {*o.results} for o in v.outcomes.values())
+    ]
+    if partly:
+        notes.append(f"Tested with some settings only, and without a mean over all: {', '.join(partly)}.")
     if done and max(variant.n_done for variant in variants) == 1:
         notes.append(
             "One seed per variant: intervals are over images only, the training spread is unknown, "

@@ -129,7 +129,8 @@ def _csv(parts: dict[str, Comparison]) -> str:
     writer.writerow(["setting", "variant", "n_images", *columns, *costs, "runs"])
     for setting, part in parts.items():
         for i, variant in enumerate(part.variants):
-            row: list[object] = [setting, variant.label, len(part.images) if variant.n_done else 0]
+            tested = any(part.images[0] in outcome.results for outcome in variant.outcomes.values() if outcome.is_done)
+            row: list[object] = [setting, variant.label, len(part.images) if tested else 0]
             for metric in metrics:
                 paired = part.paired[metric][i]
                 row.append(part.summaries[metric][i].mean)
@@ -142,5 +143,6 @@ def _csv(parts: dict[str, Comparison]) -> str:
 
 
 def _mean_cost(variant: Variant, images: Sequence[str], name: str) -> float:
-    rows = [o.results[image] for o in variant.outcomes.values() if o.is_done for image in images]
+    done = (outcome.results for outcome in variant.outcomes.values() if outcome.is_done)
+    rows = [results[image] for results in done for image in images if image in results]
     return float(np.mean([getattr(row, name) for row in rows])) if rows else math.nan
