@@ -103,7 +103,7 @@ class Increases:
             return
         before = self._value[samples]
         self.count[samples] = self.count[samples].nan_to_num() + _rises(self._objective, value, before)
-        self._value[samples] = value
+        self._value[samples] = value.to(self._value)
 
 
 class _Recorder:

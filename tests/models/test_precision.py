@@ -97,7 +97,9 @@ def test_a_field_and_a_trace_see_the_same():
     made = Reconstruction(field, Anderson(100, 1e-4, PlugAndPlay()), strength=1e-4, sigma=0.1)
     assert made(p).x.dtype == torch.float32
     made = reconstruction("inpainting")
-    traces, solution = trace(made, p), made(p)
+    increases = Increases(made.objective(p))
+    traces, solution = trace(made, p), made(p, watch=increases)
+    assert increases.count.tolist() == [0, 0]
     assert [t.total_gradients for t in traces] == solution.n_gradients.tolist()
     assert all(t.converged and t.increases == 0 for t in traces)
 
