@@ -72,7 +72,7 @@ def test_weights_pictures_and_logs_stay_behind_and_steps_are_thinned(tmp_path: P
 def test_changes_of_the_code_come_along_and_paths_of_the_machine_stay_behind(tmp_path: Path) -> None:
     plan = finished(tmp_path)
     folder = tmp_path / "store" / plan.cells[0].final
-    command = {"arguments": ["/opt/python/bin/python3", "/home/me/elder/main.py", "fit", "--config", "runs/a.yaml"]}
+    command = {"arguments": ["/opt/python/bin/python3", "/somewhere/elder/main.py", "fit", "--config", "runs/a.yaml"]}
     (folder / "provenance.json").write_text(json.dumps([{"attempt": 1, "commands": [command]}, {"attempt": 2}]))
     (folder / "attempts").mkdir(exist_ok=True)
     for number, diff in (("0001", "+ mended\n"), ("0002", "")):
@@ -84,7 +84,7 @@ def test_changes_of_the_code_come_along_and_paths_of_the_machine_stay_behind(tmp
     assert first["commands"][0]["arguments"] == ["python3", "main.py", "fit", "--config", "runs/a.yaml"]
     assert second == {"attempt": 2}
     assert [path.name for path in (copy / "attempts").glob("*.diff")] == ["0001.diff"]
-    assert "/home/me" in (folder / "provenance.json").read_text()
+    assert "/somewhere" in (folder / "provenance.json").read_text()
 
 
 def test_runs_that_are_there_are_left_as_they_are(tmp_path: Path) -> None:

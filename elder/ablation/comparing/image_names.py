@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["groups_of_images", "split_setting"]
+__all__ = ["common_images", "groups_of_images", "split_setting"]
 
 _HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
 
@@ -22,3 +22,15 @@ def groups_of_images(names: Sequence[str]) -> list[list[int]]:
     for position, part in enumerate(parts):
         groups.setdefault(names[position] if None in parts or part is None else part[0], []).append(position)
     return list(groups.values())
+
+
+def common_images(names: Sequence[set[str]]) -> list[str]:
+    """The images that all runs have; of those of a setting, that all runs have which were tested with it."""
+    found = {name: split_setting(name) for of_run in names for name in of_run}
+    if not found or None in found.values():
+        return sorted(set.intersection(*names)) if names else []
+    images = set[str]()
+    for setting in {part[1] for part in found.values() if part}:
+        tested = [{name for name in of_run if found[name][1] == setting} for of_run in names]  # type: ignore[index]
+        images |= set.intersection(*(of_run for of_run in tested if of_run))
+    return sorted(images)

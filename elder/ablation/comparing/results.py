@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elder.ablation.comparing.image_names import groups_of_images, split_setting
+from elder.ablation.comparing.image_names import common_images, groups_of_images
 from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
@@ -174,7 +174,7 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
         variants.append(Variant(next(iter(group.values())).label, dict(point), outcomes))
     done = [outcome for variant in variants for outcome in variant.outcomes.values() if outcome.is_done]
     seeds = sorted({seed for variant in variants for seed in variant.outcomes})
-    images = _common([{*outcome.results} for outcome in done])
+    images = common_images([{*outcome.results} for outcome in done])
     values = {metric: np.full((len(variants), len(seeds), len(images)), math.nan) for metric in plan.metrics}
     for i, variant in enumerate(variants):
         for seed, outcome in variant.outcomes.items():
@@ -201,18 +201,6 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
     unmatched = _unmatched(comparison) if done and len(plan.axes) > 1 else []
     told = f"No main effect of {', '.join(unmatched)}: no two variants with results differ in that alone."
     return replace(comparison, notes=[*comparison.notes, told]) if unmatched else comparison
-
-
-def _common(names: Sequence[set[str]]) -> list[str]:
-    """The images that all runs have; of those of a setting, that all runs have which were tested with it."""
-    found = {name: split_setting(name) for of_run in names for name in of_run}
-    if not found or None in found.values():
-        return sorted(set.intersection(*names)) if names else []
-    images = set[str]()
-    for setting in {part[1] for part in found.values() if part}:
-        tested = [{name for name in of_run if found[name][1] == setting} for of_run in names]  # type: ignore[index]
-        images |= set.intersection(*(of_run for of_run in tested if of_run))
-    return sorted(images)
 
 
 def _whole(block: np.ndarray) -> np.ndarray:
