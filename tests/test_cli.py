@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -330,3 +333,31 @@ def test_denormal_numbers_count_as_zero() -> None:
         assert not (0.5 * tiny).any()
     finally:
         torch.set_flush_denormal(False)
+
+
+FREED = """
+import sys
+from pathlib import Path
+import torch
+from elder.cli import keep_memory
+
+def resident():  # MB
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+if sys.argv[1] == "kept":
+    keep_memory()
+before = resident()
+x = torch.ones(25_000_000)  # 100 MB
+del x
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has these settings")
+def test_freed_memory_is_kept() -> None:
+    held = {
+        how: float(subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, check=True).stdout)
+        for how in ("given back", "kept")
+    }
+    assert held["given back"] < 20
+    assert held["kept"] > 80
