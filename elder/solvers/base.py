@@ -236,7 +236,9 @@ class Solver(ABC, Generic[S]):
                     samples, active, problem = samples[kept], active[kept], problem.select(kept)
                     state = state._make(entry[kept] for entry in state)
             state = self.step(problem, state)
-            if watch is not None:
+            if watch is not None and n_active == len(samples):
+                watch(samples, state)
+            elif watch is not None:
                 watch(samples[active], state._make(entry[active] for entry in state))
         self._check_finite(state, active, self.max_steps)
         outcome = self.finish(whole, _record(outcome, samples, active, state))

@@ -258,6 +258,19 @@ def test_few_batch_sizes_change_no_sample(solver, n):
     torch.testing.assert_close(solution.residual, expected.residual, rtol=1e-3, atol=1e-13)
 
 
+@pytest.mark.parametrize("few_batch_sizes", [False, True])
+def test_a_watcher_sees_samples_that_take_part_and_no_others(few_batch_sizes):
+    problem, counts = replace(Smooth.make(6), few_batch_sizes=few_batch_sizes), [[] for _ in range(6)]
+
+    def watch(samples, state):
+        for i, n in zip(samples.tolist(), state.n_gradients.tolist(), strict=True):
+            counts[i].append(n)
+
+    solution = LBFGS(60, 1e-8)(problem, problem.x0, watch=watch)
+    assert counts == [list(range(1, int(n) + 1)) for n in solution.n_gradients]
+    assert len(set(solution.n_gradients.tolist())) > 1
+
+
 def test_a_finished_sample_that_fills_up_the_batch_may_diverge():
     problem = replace(Smooth.make(4), few_batch_sizes=True)
     problem.K[0] *= 1e6
