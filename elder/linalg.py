@@ -56,6 +56,13 @@ def conj(x: Tensor) -> Tensor:
     return torch.conj_physical(x) if x.is_complex() else x
 
 
+def doubled(u: Tensor) -> Tensor:
+    """In double precision; whole numbers and masks as they are."""
+    if u.is_complex():
+        return u.to(torch.complex128)
+    return u.double() if u.is_floating_point() else u
+
+
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function whose arithmetic must not be lowered by autocast: physics stays in float32 or better."""
 

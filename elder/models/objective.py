@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.linalg import full_precision, norm, per_sample
+from elder.linalg import doubled, full_precision, norm, per_sample
 from elder.models.evaluation import Evaluator
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.base import LinearOperator
@@ -86,7 +86,7 @@ class Objective:
             if (tol * norm(self.data_grad(x0)) > 4 * rounding).all():
                 return self, x0
         A = self.A.select(torch.arange(len(x0), device=x0.device)).double()  # a copy
-        return replace(self, A=A, y=_doubled(self.y), narrow=x0.dtype), _doubled(x0)
+        return replace(self, A=A, y=doubled(self.y), narrow=x0.dtype), doubled(x0)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (B,); needs an explicit `Regularizer`."""
@@ -169,7 +169,3 @@ class Objective:
         if not isinstance(self.prior, Regularizer):
             raise TypeError(f"Objective: {type(self.prior).__name__} is a vector field without a value")
         return self.prior
-
-
-def _doubled(u: Tensor) -> Tensor:
-    return u.to(torch.complex128 if u.is_complex() else torch.float64)

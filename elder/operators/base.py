@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from elder.linalg import norm, per_sample
+from elder.linalg import doubled, norm, per_sample
 from elder.solvers.backward import differentiable_root
 from elder.solvers.krylov import ConjugateGradient
 
@@ -98,6 +98,10 @@ class LinearOperator(nn.Module, ABC):
             x = x / per_sample(norm(x).clamp_min(torch.finfo(x.dtype).tiny), x)
             x = self.gram(x)
         return norm(x).sqrt()
+
+    def double(self) -> Self:
+        """In double precision, complex buffers too, which `nn.Module.double` leaves as they are."""
+        return self._apply(doubled)
 
     def select(self, samples: Tensor) -> Self:
         """The same operator for part of the batch; `samples` holds positions in it."""

@@ -86,8 +86,6 @@ class SuperResolution(LinearOperator):
         ValueError: If the image size is not divisible by the scale.
     """
 
-    power: Tensor  # eigenvalues of AAᴴ, (B|1, 1, H/s, W/s)
-
     def __init__(self, kernel: Tensor, image_size: tuple[int, int], scale: int) -> None:
         super().__init__()
         H, W = image_size
@@ -97,15 +95,12 @@ class SuperResolution(LinearOperator):
             )
         self.blur = CircularBlur(kernel, image_size)
         self.scale = scale
-        # Decimation averages the s² frequencies that it maps to one, so AAᴴ stays diagonal on the coarse grid.
-        aliases = self.blur.power.unflatten(-1, (scale, -1)).unflatten(-3, (scale, -1))
-        self.register_buffer("power", aliases.mean((-4, -2)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blur(x)[..., :: self.scale, :: self.scale]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        n, H, W = self.power.shape[0], *self.blur.image_size
+        n, H, W = self.blur.otf.shape[0], *self.blur.image_size
         size = (H // self.scale, W // self.scale)
         self._expect("y", y, (None if n == 1 else n, None, *size), f"for images {H}×{W} and scale {self.scale}")
         up = y.new_zeros(*y.shape[:2], H, W)
@@ -120,6 +115,15 @@ class SuperResolution(LinearOperator):
         """
         gamma = per_sample(gamma, z)
         return z - self.adjoint(circulant(gamma / (1 + gamma * self.power), self(z)))
+
+    @property
+    def power(self) -> Tensor:
+        """Eigenvalues of AAᴴ, (B|1, 1, H/s, W/s), diagonal on the coarse grid.
+
+        Decimation averages the s² frequencies that it maps to one.
+        """
+        aliases = self.blur.power.unflatten(-1, (self.scale, -1)).unflatten(-3, (self.scale, -1))
+        return aliases.mean((-4, -2))
 
     def initialize(self, y: Tensor) -> Tensor:
         """Periodic cubic convolution of y (with a = −3/4), with each pixel of y where it was sampled.
