@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elder.linalg import full_precision
-from elder.models.evaluation import Evaluation, Evaluator
+from elder.models.evaluation import EAGER, Evaluation, Evaluator
 from elder.models.objective import Draws, Objective
 from elder.models.regularizers.base import Prior, Regularizer
 from elder.operators.acquisition import InverseProblem
@@ -190,13 +190,11 @@ class Reconstruction(nn.Module):
         rule = self.backward
         return Tolerances(self.solver.tol, rule.tolerance if isinstance(rule, Implicit) else torch.inf)
 
-    def _evaluator_of_prior(self) -> Evaluator | None:
-        if self.evaluation is None:
-            return None
-        known = self._evaluator
-        if known is None or known.prior is not self.prior or known.evaluation is not self.evaluation:
-            self._evaluator = Evaluator(self.prior, self.evaluation)
-        return self._evaluator
+    def _evaluator_of_prior(self) -> Evaluator:
+        known, evaluation = self._evaluator, self.evaluation or EAGER
+        if known is None or known.prior is not self.prior or known.evaluation is not evaluation:
+            known = self._evaluator = Evaluator(self.prior, evaluation)
+        return known
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_evaluator": None}  # compiled code belongs to one prior in one process
