@@ -64,6 +64,7 @@ def tune(
     factor: float = 30.0,
     tolerance: float = 0.05,
     max_evaluations: int = 30,
+    tol: float = 1e-3,
     report: Callable[[str], None] = lambda message: None,
 ) -> Tuned:
     """Set the parameters to the maximiser of the mean PSNR over problems with known ground truth.
@@ -82,23 +83,25 @@ def tune(
         factor: Half the width of the search interval, as a ratio above 1.
         tolerance: Relative accuracy of each.
         max_evaluations: Largest number of evaluations, each of which solves all problems.
+        tol: Relative residual to which it does, where the solver goes on to a smaller one: from there on the PSNR
+            changes by hundredths of a dB, and most gradients of poor values are used.
         report: Receives one line per evaluation.
 
     Raises:
         ValueError: If there is no problem, a ground truth is missing or not finite, a parameter is none of this
-            reconstruction, factor <= 1, tolerance <= 0 or max_evaluations < 1.
+            reconstruction, factor <= 1, tolerance <= 0, max_evaluations < 1 or tol < 0.
     """
-    if not 1 < factor < math.inf or not 0 < tolerance < math.inf or max_evaluations < 1:
+    if not 1 < factor < math.inf or not 0 < tolerance < math.inf or max_evaluations < 1 or tol < 0:
         raise ValueError(
-            f"tune: expected factor > 1, tolerance > 0 and max_evaluations >= 1, got {factor}, {tolerance} and "
-            f"{max_evaluations}; a factor of 30 searches from a 30th to the 30-fold"
+            f"tune: expected factor > 1, tolerance > 0, max_evaluations >= 1 and tol >= 0, got {factor}, {tolerance}, "
+            f"{max_evaluations} and {tol}; a factor of 30 searches from a 30th to the 30-fold"
         )
     if not problems:
         raise ValueError("tune: expected validation problems, got none; check the validation images")
     truths = [_ground_truth(problem) for problem in problems]
     logarithms = _checked(reconstruction, parameters)
     centre = [float(logarithm) for logarithm in logarithms.values()]
-    search = _Search(reconstruction, problems, truths, logarithms, report)
+    search = _Search(reconstruction, problems, truths, logarithms, tol, report)
     width = math.log(factor)
     bounds = [(c - width, c + width) for c in centre]
     start = _convergent(search, centre, width, max_evaluations)
@@ -143,9 +146,12 @@ class _Search:
         problems: Sequence[InverseProblem],
         truths: Sequence[Tensor],
         logarithms: dict[str, Tensor],
+        tol: float,
         report: Callable[[str], None],
     ) -> None:
         self._reconstruction, self._problems, self._truths = reconstruction, problems, truths
+        own = reconstruction.tolerances
+        self._tolerances = own._replace(forward=max(own.forward, tol))
         self._logarithms, self._report = logarithms, report
         self._known: dict[tuple[float, ...], float] = {}
         self.trials: list[Trial] = []
@@ -174,7 +180,7 @@ class _Search:
         qualities, n_gradients, unconverged = [], [], 0
         try:
             for problem, truth in zip(self._problems, self._truths, strict=True):
-                solution = self._reconstruction(problem)
+                solution = self._reconstruction(problem, tolerances=self._tolerances)
                 quality = psnr(displayed(solution.x), truth, 1.0)
                 qualities.append(torch.where(solution.diverged, _DIVERGED, quality))
                 n_gradients.append(solution.n_gradients)
