@@ -38,9 +38,12 @@ class WarmStart:
         return x, scale
 
     def keep(self, samples: Sequence[int], solution: Solution) -> None:
-        """Remember the solutions of these samples."""
+        """Remember the solutions of these samples; one that diverged starts anew at its next visit."""
         x, scale = solution.x.detach().cpu(), solution.scale
         assert scale is not None
-        for row, sample in enumerate(samples):
+        for row, (sample, diverged) in enumerate(zip(samples, solution.diverged.tolist(), strict=True)):
+            if diverged:
+                self._solutions.pop(sample, None)
+                continue
             known = scale[row].cpu()
             self._solutions[sample] = (x[row].clone(), torch.where(known > 0, known, torch.nan))

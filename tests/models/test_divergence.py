@@ -10,6 +10,7 @@ from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Confined, REDPotential, Regularizer
+from elder.models.warm_start import WarmStart
 from elder.models.weights import restore_prior, write_prior
 from elder.operators import Identity, InverseProblem
 from elder.solvers import LBFGS, BacktrackingProximalGradient, Implicit, PreconditionedLBFGS
@@ -59,6 +60,16 @@ def test_training_learns_from_the_others(monkeypatch):
     assert mixed._shortfalls._counts["diverged"] == 1 and all(abs(g) > 1e-6 for g in gradient)
     with pytest.raises(FloatingPointError, match="LBFGS: all 2 solves of a training step diverged; lower"):
         step(module(), problem(0.95, 0.99))
+
+
+def test_what_ran_away_starts_anew_at_its_next_visit():
+    """Where it was left it would count as diverged at once, even if f has a minimum by then."""
+    memory, model, good = WarmStart(), module(), problem(0.1, 0.3)
+    memory.keep([5, 6], model(good))
+    memory.keep([5, 6], model(problem(0.1, 0.95)))
+    x0, scale = memory.start([5, 6], good.y)
+    assert len(memory) == 1 and torch.equal(x0[1], good.y[1]) and scale.isnan().tolist() == [False, True]
+    assert model.reconstruction(good, (x0, scale)).converged.all()
 
 
 @pytest.mark.parametrize("solver", [LBFGS, PreconditionedLBFGS, BacktrackingProximalGradient])
