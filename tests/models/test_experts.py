@@ -79,6 +79,26 @@ def test_slope_is_the_derivative_and_the_sum_is_the_sum(potential: Potential) ->
         assert (values[t.abs() > 0] > 0).all()
 
 
+@pytest.mark.parametrize("potential", POTENTIALS, ids=lambda p: type(p).__name__)
+def test_curvature_is_the_difference_quotient_of_the_slope(potential: Potential) -> None:
+    """At 0, too, where the responses of flat regions are; but for rectifiers, whose ψ″ jumps there."""
+    potential, h = potential.double(), 1e-6
+    t = torch.tensor([-1.3, -0.2, 0.0, 0.2, 1.3], dtype=torch.float64)
+    t = t[(t != 0) | (not isinstance(potential, Rectified))].reshape(1, 1, 1, -1).requires_grad_()
+    expected = (potential.slope(t + h) - potential.slope(t - h)) / (2 * h)
+    for slope in (potential.slope(t), potential.sum_and_slope(t)[1]):
+        torch.testing.assert_close(torch.autograd.grad(slope.sum(), t)[0], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("potential", EVEN, ids=lambda p: type(p).__name__)
+def test_hessian_products_are_difference_quotients_where_half_of_the_image_is_flat(potential: Potential) -> None:
+    R, h, x, u = experts(potential), 1e-6, problem().x.clone(), draw(2, 1, 8, 9, seed=6)
+    x[..., :5] = 0
+    product = torch.autograd.grad(R.grad(x.requires_grad_()), x, u)[0]
+    expected = (R.grad(x + h * u) - R.grad(x - h * u)) / (2 * h)
+    torch.testing.assert_close(product, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_log_cosh_is_exact_where_cosh_is_not() -> None:
     t = torch.tensor([1e-9, 1e-3, 1.0, 800.0], dtype=torch.float64)
     expected = torch.tensor([0.5e-18, 0.5e-6 - 1e-12 / 12, 0.433780830483027, 800 - 0.693147180559945])

@@ -156,24 +156,25 @@ class Spline(Potential):
         self.slopes = nn.Parameter(knots / (1 + knots.square()).sqrt())
 
     def forward(self, t: Tensor) -> Tensor:
-        k, rest, left, right = self._piece(t)
+        k, _, rest, left, right = self._piece(t)
         slopes = self._knots()
         area = torch.cumsum(self.spacing * (slopes[:-1] + slopes[1:]) / 2, 0)
         at = torch.cat((area.new_zeros(1), area))
         return at[k] + rest * left + rest.square() * (right - left) / (2 * self.spacing)
 
     def slope(self, t: Tensor) -> Tensor:
-        _, rest, left, right = self._piece(t)
-        return t.sign() * (left + rest * (right - left) / self.spacing)
+        _, side, rest, left, right = self._piece(t)
+        return side * (left + rest * (right - left) / self.spacing)
 
     def _knots(self) -> Tensor:
         return torch.cat((self.slopes.new_zeros(1), self.slopes))
 
-    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The number k of the knot below |t|, |t| − kΔ, and the slopes at both ends of the piece."""
-        size, slopes = t.abs(), self._knots()
+    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The number k of the knot below |t|, the sign of t, |t| − kΔ, and the slopes at both ends of the piece."""
+        side, slopes = torch.where(t < 0, -1, 1), self._knots()  # not 0 at 0, where ψ″ would be lost
+        size = side * t
         k = (size.detach() / self.spacing).long().clamp(max=len(slopes) - 1)
-        return k, size - k * self.spacing, slopes[k], slopes[(k + 1).clamp(max=len(slopes) - 1)]
+        return k, side, size - k * self.spacing, slopes[k], slopes[(k + 1).clamp(max=len(slopes) - 1)]
 
 
 class Quadratic(Potential):
