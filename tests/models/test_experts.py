@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ def test_curvature_is_the_difference_quotient_of_the_slope(potential: Potential)
     t = torch.tensor([-1.3, -0.2, 0.0, 0.2, 1.3], dtype=torch.float64)
     t = t[(t != 0) | (not isinstance(potential, Rectified))].reshape(1, 1, 1, -1).requires_grad_()
     expected = (potential.slope(t + h) - potential.slope(t - h)) / (2 * h)
-    for slope in (potential.slope(t), potential.sum_and_slope(t)[1]):
+    (derived,) = torch.autograd.grad(potential(t).sum(), t, create_graph=True)
+    for slope in (potential.slope(t), potential.sum_and_slope(t)[1], derived):
         torch.testing.assert_close(torch.autograd.grad(slope.sum(), t)[0], expected, rtol=1e-6, atol=1e-9)
 
 
@@ -103,6 +105,20 @@ def test_log_cosh_is_exact_where_cosh_is_not() -> None:
     t = torch.tensor([1e-9, 1e-3, 1.0, 800.0], dtype=torch.float64)
     expected = torch.tensor([0.5e-18, 0.5e-6 - 1e-12 / 12, 0.433780830483027, 800 - 0.693147180559945])
     torch.testing.assert_close(LogCosh().double()(t), expected.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 4e-7), (torch.float64, 1e-15)])
+def test_log_cosh_is_that_of_many_digits(dtype: torch.dtype, rtol: float) -> None:
+    t = torch.logspace(-6, 2.5, 300, dtype=dtype)
+    with localcontext(prec=40):
+        exact = [float(((number.exp() + (-number).exp()) / 2).ln()) for number in map(Decimal, t.tolist())]
+    expected = torch.tensor(exact, dtype=torch.float64).to(dtype)
+    torch.testing.assert_close(LogCosh()(t), expected, rtol=rtol, atol=0)
+
+
+def test_log_cosh_is_finite_in_half_precision() -> None:
+    t = torch.tensor([-3e4, -7.0, 3.0, 7.0, 300.0])
+    torch.testing.assert_close(LogCosh()(t.half()).float(), LogCosh()(t), rtol=2e-3, atol=0)
 
 
 def test_a_spline_is_smooth_across_knots_and_straight_beyond_the_last() -> None:
