@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Certificate(NamedTuple):
         sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most.
         amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found.
         perturbation: ‖δ‖.
-        asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient.
+        asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient, as it should be of a functional.
         residual: Relative, of x̂, which the others presume to be small.
     """
 
@@ -57,23 +58,29 @@ class _Linearized:
             self._F = replace(objective, y=self._y).grad(self._x)
             # a derivative is linear in its cotangent, and the derivative of that is the transpose
             self._cotangent = torch.zeros_like(self._F, requires_grad=True)
-            of = (self._y,) if self.symmetric else (self._y, self._x)
-            self._pulled = torch.autograd.grad(self._F, of, self._cotangent, create_graph=True)
+            (self._pulled,) = torch.autograd.grad(self._F, self._y, self._cotangent, create_graph=True)
 
     def transposed(self, u: Tensor) -> Tensor:
         """Mᵀu."""
         return torch.autograd.grad(self._F, self._x, u, retain_graph=True)[0]
 
+    @cached_property
+    def _transposed_cotangent(self) -> Tensor:
+        with torch.enable_grad():
+            return torch.autograd.grad(self._F, self._x, self._cotangent, create_graph=True)[0]
+
     def product(self, u: Tensor) -> Tensor:
-        """Mu."""
-        if self.symmetric:
-            return self.transposed(u)
-        return torch.autograd.grad(self._pulled[1], self._cotangent, u, retain_graph=True)[0]
+        """Mu, without presuming that M is symmetric."""
+        return torch.autograd.grad(self._transposed_cotangent, self._cotangent, u, retain_graph=True)[0]
+
+    def symmetrized(self, u: Tensor) -> Tensor:
+        """(M + Mᵀ)u/2."""
+        return self.transposed(u) if self.symmetric else (self.product(u) + self.transposed(u)) / 2
 
     def solution_change(self, v: Tensor) -> Tensor:
         """(∂x̂/∂y) v = −M⁻¹Nv."""
-        right = torch.autograd.grad(self._pulled[0], self._cotangent, v, retain_graph=True)[0]
-        return -self._solve(self.product, right)
+        right = torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0]
+        return -self._solve(self.transposed if self.symmetric else self.product, right)
 
     def pulled_back(self, u: Tensor) -> Tensor:
         """(∂x̂/∂y)ᵀ u = −NᵀM⁻ᵀu."""
@@ -130,7 +137,7 @@ def certify(
     x = solution.x
     objective = reconstruction.objective(problem)
     local = _Linearized(objective, x, linear)
-    spectrum = lanczos(lambda u: (local.product(u) + local.transposed(u)) / 2, x, n_lanczos)
+    spectrum = lanczos(local.symmetrized, x, n_lanczos)
     gram = lanczos(lambda v: local.pulled_back(local.solution_change(v)), problem.y, n_sensitivity)
     delta, amplification = size * per_sample(norm(problem.y), problem.y) * gram.vector, torch.zeros_like(norm(x))
     for step in range(n_ascent):

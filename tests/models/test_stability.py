@@ -114,6 +114,57 @@ def test_least_squares_has_the_sensitivity_of_its_pseudoinverse() -> None:
     torch.testing.assert_close(found.lipschitz, found.curvature)
 
 
+class _Counted(torch.autograd.Function):
+    """x ↦ x, counting the products with the Jacobian."""
+
+    n = 0
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, u: Tensor) -> Tensor:  # type: ignore[override]
+        _Counted.n += 1
+        return u.clone()
+
+
+class Weighted(Regularizer):
+    """R(x) = ½ Σ w_i x_i² with what is said to be its gradient: w x + c · (neighbor of x)."""
+
+    def __init__(self, c: float = 0.0) -> None:
+        super().__init__()
+        self.c = c
+
+    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return 0.5 * (self._weight(x) * x.square()).flatten(1).sum(1)
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.value(x), _Counted.apply(self._weight(x) * x + self.c * x.roll(1, -1))
+
+    def _weight(self, x: Tensor) -> Tensor:
+        return torch.linspace(1, 2, x.shape[-1], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("c", [0.0, 0.3])
+def test_a_wrong_gradient_of_a_regularizer_shows_as_asymmetry(c: float) -> None:
+    reconstruction = Reconstruction(Weighted(c), Anderson(200, 1e-12), strength=0.5).double()
+    y = draw(2, 1, *SIZE)
+    found = certify(reconstruction, InverseProblem(Identity(), y)).asymmetry
+    M, _ = dense(reconstruction, InverseProblem(Identity(), y[:1]))
+    expected = float((M - M.T).norm() / (M + M.T).norm())
+    assert found.tolist() == pytest.approx([expected] * 2, rel=0.5, abs=1e-12) and (expected > 0.05) == (c > 0)
+
+
+def test_a_step_of_lanczos_costs_one_product_of_a_functional() -> None:
+    reconstruction, counts = Reconstruction(Weighted(), LBFGS(100, 1e-12)).double(), []
+    for n in (3, 6):
+        _Counted.n = 0
+        certify(reconstruction, InverseProblem(Identity(), draw(2, 1, *SIZE)), n_lanczos=n)
+        counts.append(_Counted.n)
+    assert counts[1] - counts[0] == 3
+
+
 def test_ascent_finds_what_the_derivative_does_not() -> None:
     """More steps never find less; where f is far from quadratic they find more than the first."""
     problem = inpainting()
