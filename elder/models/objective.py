@@ -60,11 +60,9 @@ class Objective:
     @property
     def precision(self) -> float:
         """Relative rounding error of R and ∇R."""
-        device, dtype = self.y.device.type, self.dtype
-        if dtype is None:
-            full = self.narrow or self.y.dtype
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
-        return torch.finfo(dtype).eps
+        device, full = self.y.device.type, self.narrow or self.y.dtype
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
+        return torch.finfo((self.dtype or low) if self.prior.lowered else full).eps
 
     @property
     def natural_step(self) -> Tensor:

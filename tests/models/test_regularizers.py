@@ -7,6 +7,7 @@ import torch
 
 from elder.linalg import inner, to_channels
 from elder.models.networks import DnCNN, DRUNet
+from elder.models.objective import Objective
 from elder.models.regularizers import (
     ICNN,
     TDV,
@@ -35,6 +36,7 @@ from elder.models.regularizers import (
     UntiedExperts,
     WeaklyConvex,
 )
+from elder.operators import Identity, LeastSquares
 from tests.properties import concrete_subclasses, random_like
 from tests.solvers.problems import draw
 
@@ -175,6 +177,19 @@ def test_argument_and_grad_mode_are_left_alone(family, image):
     for value, gradient in results[1:]:
         torch.testing.assert_close(value.clone(), results[0][0].detach(), rtol=1e-14, atol=0)
         torch.testing.assert_close(gradient.clone(), results[0][1].detach(), rtol=1e-14, atol=1e-15)
+
+
+@every_family
+def test_autocast_lowers_what_it_is_said_to(family):
+    """The value as well as its gradient; what it leaves alone keeps the smaller rounding error."""
+    R, x = instance(family, "gray-13x18")
+    R, x, sigma = R.float(), x.float(), SIGMA.float()
+    full = [R.value(x, sigma), *R.value_and_grad(x, sigma)]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = [R.value(x, sigma), *R.value_and_grad(x, sigma)]
+        f = Objective(Identity(), x, LeastSquares(), R, torch.ones(()))
+        assert f.precision == torch.finfo(torch.bfloat16 if R.lowered else torch.float32).eps
+    assert all(torch.equal(u, v) != R.lowered for u, v in zip(full, low, strict=True))
 
 
 @every_learned_family

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import ImplicitResidual, Prior, REDPotential, Residual
+from elder.models.regularizers import (
+    ImplicitResidual,
+    Prior,
+    REDPotential,
+    Residual,
+    Ridge,
+    Scaled,
+    TotalVariation,
+)
 from elder.operators import Identity, InverseProblem, LinearOperator
 from elder.reporting.metrics_log import read_metrics
 from elder.solvers import (
@@ -125,6 +133,15 @@ def test_tolerances_below_the_rounding_of_autocast_are_refused(
     for solver in (LBFGS(3, 0.0), LBFGS(30, torch.finfo(dtype).eps / 8)):
         with torch.autocast("cpu", dtype):
             Reconstruction(model.prior, solver, Unrolled())(y)
+
+
+@pytest.mark.parametrize("prior", [Ridge(1, (2, 4), 3), TotalVariation(), Scaled(Ridge(1, (2, 4), 3))])
+def test_a_prior_that_autocast_leaves_alone_meets_any_tolerance(prior: Prior) -> None:
+    model, measured = Reconstruction(prior, LBFGS(tol=2e-6), Implicit(tol=2e-6)), problem()
+    expected = model(measured)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(measured)
+    assert found.converged.all() and torch.equal(found.x, expected.x)
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")

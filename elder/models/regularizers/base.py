@@ -12,7 +12,13 @@ from elder.linalg import to_channels
 
 
 class Prior(nn.Module, ABC):
-    """Anything an iteration can follow: a vector field on images, with or without a functional behind it."""
+    """Anything an iteration can follow: a vector field on images, with or without a functional behind it.
+
+    Attributes:
+        lowered: Whether autocast lowers the arithmetic of it.
+    """
+
+    lowered: bool = True
 
     @abstractmethod
     def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:

@@ -34,6 +34,8 @@ class Ridge(Regularizer):
         potential: ψ, and the initial s_i; `WeaklyConvex()` by default.
     """
 
+    lowered = False
+
     def __init__(
         self,
         channels: int = 1,
@@ -52,6 +54,7 @@ class Ridge(Regularizer):
         self.potential = potential or WeaklyConvex()
         self.log_scale = nn.Parameter(torch.full((widths[-1],), self.potential.scale).log())
 
+    @full_precision
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         t = _convolve(self._pad(real_channels(self, x, self.channels)), self._scaled_filters())
         return self.potential(t).sum((-2, -1)) @ (-2 * self.log_scale).exp()

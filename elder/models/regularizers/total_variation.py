@@ -19,6 +19,8 @@ class TotalVariation(Regularizer):
         epsilon: Smoothing ε > 0, in the units of the image: differences well below it count quadratically.
     """
 
+    lowered = False  # sums, products and roots, which autocast leaves alone
+
     def __init__(self, epsilon: float = 1e-2) -> None:
         super().__init__()
         if epsilon <= 0:

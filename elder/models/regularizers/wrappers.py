@@ -69,7 +69,7 @@ class Scaled(_Scaling, Regularizer):
         self, regularizer: Regularizer, strength: float = 1.0, scale: float = 1.0, reference: float | None = None
     ) -> None:
         super().__init__(strength, scale, reference)
-        self.regularizer = regularizer
+        self.regularizer, self.lowered = regularizer, regularizer.lowered
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         strength, scale, level = self._at(sigma)
@@ -103,7 +103,7 @@ class Confined(Regularizer):
         super().__init__()
         if wall <= 0:
             raise ValueError(f"Confined: expected wall > 0, got {wall}")
-        self.regularizer, self.wall = regularizer, wall
+        self.regularizer, self.wall, self.lowered = regularizer, wall, regularizer.lowered
 
     def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         outside = self._outside(x)
@@ -134,7 +134,7 @@ class ScaledField(_Scaling, Prior):
 
     def __init__(self, field: Prior, strength: float = 1.0, scale: float = 1.0, reference: float | None = None) -> None:
         super().__init__(strength, scale, reference)
-        self.field = field
+        self.field, self.lowered = field, field.lowered
 
     def grad(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         strength, scale, level = self._at(sigma)
