@@ -124,11 +124,16 @@ class PixelMask(Mask):
         x = torch.where(known, y / torch.where(known, self.mask, 1), 0)
         filled, weight, width = x, known.to(x.real.dtype), 3
         while not known.all() and width < 4 * max(y.shape[-2:]):
-            count, total = (F.avg_pool2d(u, width, 1, width // 2) for u in (weight, to_channels(x)))
+            count, total = (_windowed(u, width) for u in (weight, to_channels(x)))
             here = ~known & (count > 0)
             mean = from_channels(total, like=x) / torch.where(here, count, 1)
             filled, known, width = torch.where(here, mean, filled), known | here, 2 * width - 1
         return filled
+
+
+def _windowed(u: Tensor, width: int) -> Tensor:
+    """Means over squares of an odd width, zeros around: rows, then columns, of which each costs `width` additions."""
+    return F.avg_pool2d(F.avg_pool2d(u, (width, 1), 1, (width // 2, 0)), (1, width), 1, (0, width // 2))
 
 
 def _centred(transform, x: Tensor) -> Tensor:
