@@ -9,6 +9,7 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import (
@@ -184,6 +185,16 @@ def test_synthesis_is_the_transpose(R: Experts) -> None:
     responses = R.analyse(u, bank) - R.analyse(nothing, bank)
     v = draw(*responses.shape, seed=3)
     torch.testing.assert_close((responses * v).sum(), (u * R.synthesise(v, bank, u)).sum())
+
+
+def test_a_gradient_costs_two_convolutions() -> None:
+    R, x = experts(), problem().x
+    flops = []
+    for function in (R.value, R.value_and_grad):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            function(x)
+        flops.append(counter.get_total_flops())
+    assert flops[1] == 2 * flops[0] > 0
 
 
 @pytest.mark.parametrize(

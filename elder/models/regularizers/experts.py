@@ -100,16 +100,11 @@ class FieldsOfExperts(Experts):
         self.register_buffer("gain", largest_gain(super().bank(self.filters).detach()) if normalized else None)
 
     def analyse(self, u: Tensor, bank: Tensor) -> Tensor:
-        radius = bank.shape[-1] // 2
-        if min(u.shape[-2:]) <= radius:
-            raise ValueError(
-                f"FieldsOfExperts: expected images of more than {radius} x {radius} pixels, since a border of that "
-                f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images, patches or smaller filters"
-            )
-        return nn.functional.conv2d(nn.functional.pad(u, (radius,) * 4, mode="reflect"), bank)
+        return nn.functional.conv2d(_mirrored(u, bank.shape[-1] // 2), bank)
 
     def synthesise(self, v: Tensor, bank: Tensor, like: Tensor) -> Tensor:
-        return torch.func.vjp(lambda u: self.analyse(u, bank), torch.zeros_like(like))[1](v)[0]
+        unpad = torch.func.vjp(lambda u: _mirrored(u, bank.shape[-1] // 2), like)[1]
+        return unpad(nn.functional.conv_transpose2d(v, bank))[0]
 
     def bank(self, filters: Tensor) -> Tensor:
         bank = super().bank(filters)
@@ -175,6 +170,15 @@ class UntiedExperts(Prior):
         u = real_channels(self, x, own.channels)
         slope = own.potential.slope(own.analyse(u, own.bank(own.filters))) * own.log_weights.exp()[:, None, None]
         return from_channels(own.synthesise(slope, own.bank(self.synthesis), u), x)
+
+
+def _mirrored(u: Tensor, radius: int) -> Tensor:
+    if min(u.shape[-2:]) <= radius:
+        raise ValueError(
+            f"FieldsOfExperts: expected images of more than {radius} x {radius} pixels, since a border of that "
+            f"width is mirrored, got {u.shape[-2]} x {u.shape[-1]}; use larger images, patches or smaller filters"
+        )
+    return nn.functional.pad(u, (radius,) * 4, mode="reflect")
 
 
 def largest_gain(bank: Tensor) -> Tensor:
