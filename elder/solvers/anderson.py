@@ -37,10 +37,18 @@ class Anderson(Solver[_AndersonState]):
         iteration: The map T.
         memory: Number of differences mixed.
         check_every: Number of steps from one look at the residuals to the next.
+
+    Raises:
+        ValueError: If max_steps < 1, tol < 0, memory < 1 or check_every < 1.
     """
 
     iteration: Iteration = field(default_factory=GradientDescent)
     memory: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory < 1:
+            raise ValueError(f"Anderson: expected memory >= 1, got {self.memory}; Picard has none")
 
     def start(self, problem: Problem, x0: Tensor) -> _AndersonState:
         image, F = self.iteration(problem, x0)

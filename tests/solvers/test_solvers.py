@@ -495,6 +495,9 @@ def test_bad_parameters_are_refused_in_words():
         GradientDescent(-1.0)
     with pytest.raises(ValueError, match="Picard: expected check_every >= 1, got 0"):
         Picard(check_every=0)
+    for memory in (0, -1):
+        with pytest.raises(ValueError, match=f"Anderson: expected memory >= 1, got {memory}; Picard has none"):
+            Anderson(memory=memory)
     for solver in (FISTA, InertialProximalGradient, NonmonotoneAPG):
         with pytest.raises(ValueError, match=f"{solver.__name__}: expected step_size > 0, 0 < shrink < 1"):
             solver(shrink=1.0)
