@@ -26,7 +26,6 @@ class Unit(NamedTuple):
 
     gradient: int  # FLOPs of one (R, ∇R) of the library, without a graph
     automatic: int  # of one by automatic differentiation of R
-    value: float  # FLOPs of R, relative to the latter
     tape: int  # bytes live at the peak of one ∇R recorded for differentiation in θ and x
 
     def of(self, source: str) -> int:
@@ -48,9 +47,8 @@ def unit(case: Case) -> Unit:
     leaf = x.clone().requires_grad_()
     with torch.no_grad():
         gradient = flops(lambda: case.prior.value_and_grad(x))
-        value = flops(lambda: plain_value(case.prior, x))
     automatic = flops(lambda: torch.autograd.grad(plain_value(case.prior, leaf).sum(), leaf))
-    return Unit(gradient, automatic, value / automatic, peak_bytes(lambda: case.prior.grad(leaf)))
+    return Unit(gradient, automatic, peak_bytes(lambda: case.prior.grad(leaf)))
 
 
 def flops(run: Callable[[], Any]) -> int:

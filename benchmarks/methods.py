@@ -39,7 +39,7 @@ class Step(NamedTuple):
     x: Tensor
     gradient: Tensor  # dℓ/d(parameters, log λ), one vector
     n_gradients: float  # of R, forward and for the backward pass
-    n_values: float  # of R alone
+    n_values: float  # of R alone, which no solver of the library asks for
     n_products: float  # with a Hessian or the Jacobian of a map
 
 
@@ -85,8 +85,8 @@ def library_step(solver: Solver, rule: BackwardRule, case: Case, evaluation: Eva
     gradient = parameter_gradient(case.loss(solution.x), reconstruction)
     adjoint = None if solution.adjoint is None else solution.adjoint.solution
     products = 0.0 if adjoint is None else adjoint.n_products.double().mean().item()
-    counts = (n.double().mean().item() for n in (solution.n_gradients, solution.n_values))
-    return Step(solution.x.detach(), gradient, *counts, products)
+    gradients = solution.n_gradients.double().mean().item()
+    return Step(solution.x.detach(), gradient, gradients, 0.0, products)
 
 
 def _method(

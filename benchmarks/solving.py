@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.costs import seconds, unit
+from benchmarks.costs import seconds
 from benchmarks.problems import Case
 from benchmarks.reference import distance, reference, stops_elsewhere
 from elder.linalg import norm
@@ -75,7 +75,7 @@ def solvers(lipschitz: float, tol: float = TOLERANCE) -> dict[str, Solver]:
 
 def measure_solving(case: Case, repeats: int, advance: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """Evaluations and time of every solver to a relative optimality of 1e-4, and the residual after each evaluation."""
-    exact, cost, x0, objective = reference(case), unit(case), case.x0, case.objective()
+    exact, x0, objective = reference(case), case.x0, case.objective()
     rows, runs = [], []
     for name, solver in solvers(exact.lipschitz).items():
 
@@ -89,14 +89,11 @@ def measure_solving(case: Case, repeats: int, advance: Callable[[str], None] = l
                 solution = solver(Recorder(objective, log, list(range(len(x0)))), x0)
             except FloatingPointError:
                 continue
-        gradients, values = (n.double().mean().item() for n in (solution.n_gradients, solution.n_values))
         rows.append(
             {
                 "solver": name,
                 "converged": bool(solution.converged.all()),
-                "n_gradients": gradients,
-                "n_values": values,
-                "equivalents": gradients + cost.value * values,
+                "n_gradients": solution.n_gradients.double().mean().item(),
                 "x_error": distance(solution.x, exact.x),
                 "elsewhere": stops_elsewhere(case, solution.x, exact),
                 "curve": _curve(log),

@@ -181,8 +181,7 @@ class Reconstruction(nn.Module):
             coarse = replace(solver, tol=max(solver.tol, evaluation.switch))(lowered, x0, scale=scale)
         left = max(1, solver.max_steps - int(coarse.n_gradients.max()))
         fine = solve(replace(solver, max_steps=left), objective, coarse.x, coarse.scale)
-        n_gradients, n_values = coarse.n_gradients + fine.n_gradients, coarse.n_values + fine.n_values
-        return _rounded(fine._replace(n_gradients=n_gradients, n_values=n_values), dtype)
+        return _rounded(fine._replace(n_gradients=coarse.n_gradients + fine.n_gradients), dtype)
 
     @property
     def tolerances(self) -> Tolerances:
@@ -205,7 +204,7 @@ def initial_solution(problem: InverseProblem) -> Solution:
     x = problem.A.initialize(problem.y)
     unknown = torch.full((x.shape[0],), torch.nan, device=x.device)
     zeros = torch.zeros_like(unknown)
-    return Solution(x, unknown, zeros, zeros, zeros > 0)
+    return Solution(x, unknown, zeros, zeros > 0)
 
 
 def _solve(watch: Watch, solver: Solver, problem: Objective, x0: Tensor, scale: Tensor | None = None) -> Solution:
@@ -223,7 +222,6 @@ def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
         x=solution.x.to(dtype),
         residual=solution.residual.to(real),
         n_gradients=solution.n_gradients.to(real),
-        n_values=solution.n_values.to(real),
         scale=None if scale is None else scale.to(real),
     )
 

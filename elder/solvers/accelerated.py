@@ -31,7 +31,6 @@ class _MomentumState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
     step_size: Tensor  # γ of the next trial, (B,)
@@ -73,7 +72,7 @@ class _Momentum(Solver[_MomentumState]):
         zeros = torch.zeros_like(residual)
         step_size = zeros + self.step_size
         return _MomentumState(
-            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, step_size, zeros, x0, zeros, zeros
+            x0, residual, zeros > 0, zeros + 1, value.detach(), grad, step_size, zeros, x0, zeros, zeros
         )
 
     @final
@@ -93,7 +92,6 @@ class _Momentum(Solver[_MomentumState]):
             norm(grad.detach()),
             rejected >= MAX_TRIALS,
             state.n_gradients + 1,
-            state.n_values,
             torch.where(accepted, value, state.value),
             grad,
             torch.where(shorter, self.shrink * state.step_size, state.step_size),

@@ -18,7 +18,6 @@ class _AndersonState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     image: Tensor  # T(x)
     steps: Tensor  # (B, memory, …) differences T(x) − x between neighbouring iterates, newest last, 0 where none
     images: Tensor  # (B, memory, …) the matching differences of T(x)
@@ -55,7 +54,7 @@ class Anderson(Solver[_AndersonState]):
         residual = norm(F.detach())
         zeros = torch.zeros_like(residual)
         history = x0.new_zeros(x0.shape[0], self.memory, *x0.shape[1:])
-        return _AndersonState(x0, residual, zeros > 0, zeros + 1, zeros, image, history, history)
+        return _AndersonState(x0, residual, zeros > 0, zeros + 1, image, history, history)
 
     def step(self, problem: Problem, state: _AndersonState) -> _AndersonState:
         x = state.image - _mix(state.image.detach() - state.x.detach(), state.steps.detach(), state.images)

@@ -79,7 +79,6 @@ class Solution(NamedTuple):
     x: Tensor  # final iterate
     residual: Tensor  # ‖F(x)‖ / ‖F(x⁰)‖, (B,)
     n_gradients: Tensor  # evaluations of ∇R, (B,): the unit in which cost is counted
-    n_values: Tensor  # evaluations of R alone, (B,)
     converged: Tensor  # (B,) bool
     scale: Tensor | None = None  # what the residual is relative to: ‖F(x⁰)‖ unless the solve was given another, (B,)
     adjoint: AdjointReport | None = None  # set by implicit rules, filled in by the backward pass
@@ -105,8 +104,6 @@ class State(Protocol):
     def stalled(self) -> Tensor: ...
     @property
     def n_gradients(self) -> Tensor: ...
-    @property
-    def n_values(self) -> Tensor: ...
     def __iter__(self) -> Iterator[Tensor]: ...
     @classmethod
     def _make(cls, iterable: Iterable[Tensor], /) -> Self: ...
@@ -119,7 +116,6 @@ class Standing(NamedTuple):
     residual: Tensor  # ‖F(x)‖, (B,)
     stalled: Tensor  # (B,) bool: no further progress possible
     n_gradients: Tensor  # (B,)
-    n_values: Tensor  # (B,)
 
 
 Watch = Callable[[Tensor, State], None]  # is shown which samples take part, and where they stand
@@ -247,7 +243,6 @@ class Solver(ABC, Generic[S]):
             outcome.x,
             outcome.residual / scale.clamp_min(tiny),
             outcome.n_gradients,
-            outcome.n_values,
             outcome.residual <= threshold,
             scale,
             inverse=self.inverse(cast(S, outcome)) if keep_inverse else None,

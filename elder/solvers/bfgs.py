@@ -21,7 +21,6 @@ class _QuasiNewtonState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
     direction: Tensor  # d = −H∇f(x)
@@ -67,7 +66,7 @@ class _BFGS(Solver[_QuasiNewtonState]):
         zeros = torch.zeros_like(residual)
         H, natural = InverseHessian.empty(x0, self.memory), self.precondition(problem, grad)
         return _QuasiNewtonState(
-            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, -natural, zeros + 1, zeros, *H, natural
+            x0, residual, zeros > 0, zeros + 1, value.detach(), grad, -natural, zeros + 1, zeros, *H, natural
         )
 
     def step(self, problem: Problem, state: _QuasiNewtonState) -> _QuasiNewtonState:
@@ -91,7 +90,6 @@ class _BFGS(Solver[_QuasiNewtonState]):
             norm(grad.detach()),
             failed & (state.count == 0),
             state.n_gradients + 1,
-            state.n_values,
             torch.where(accepted, value, state.value),
             grad,
             -H(grad, natural),

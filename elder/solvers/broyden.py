@@ -20,7 +20,6 @@ class _BroydenState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     F: Tensor
     direction: Tensor  # −HF(x)
     vectors: Tensor  # this and what follows: the fields of H
@@ -70,7 +69,7 @@ class Broyden(Solver[_BroydenState]):
         residual = norm(F.detach())
         zeros = torch.zeros_like(residual)
         H = InverseJacobian.empty(x0, self.memory, self.step_size)
-        return _BroydenState(x0, residual, zeros > 0, zeros + 1, zeros, F, -self.step_size * F, *H)
+        return _BroydenState(x0, residual, zeros > 0, zeros + 1, F, -self.step_size * F, *H)
 
     def step(self, problem: Problem, state: _BroydenState) -> _BroydenState:
         x = state.x + state.direction
@@ -83,7 +82,6 @@ class Broyden(Solver[_BroydenState]):
             norm(F.detach()),
             state.stalled,
             state.n_gradients + 1,
-            state.n_values,
             F,
             -H(F),
             *H,

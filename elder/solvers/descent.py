@@ -33,7 +33,6 @@ class _ProximalState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
     step_size: Tensor  # of the next trial, (B,)
@@ -78,9 +77,7 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
         value, grad = problem.value_and_grad(x0)
         residual = norm(grad.detach())
         zeros = torch.zeros_like(residual)
-        return _ProximalState(
-            x0, residual, zeros > 0, zeros + 1, zeros, value.detach(), grad, zeros + self.step_size, zeros
-        )
+        return _ProximalState(x0, residual, zeros > 0, zeros + 1, value.detach(), grad, zeros + self.step_size, zeros)
 
     def step(self, problem: Problem, state: _ProximalState) -> _ProximalState:
         x = problem.proximal_gradient(state.x, state.grad, state.step_size)
@@ -96,7 +93,6 @@ class BacktrackingProximalGradient(Solver[_ProximalState]):
             torch.where(accepted, residual, state.residual),
             rejected >= MAX_TRIALS,
             state.n_gradients + 1,
-            state.n_values,
             torch.where(accepted, value, state.value),
             choose(accepted, grad, state.grad),
             torch.where(accepted, state.step_size, self.shrink * state.step_size),

@@ -77,7 +77,6 @@ class _PicardState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     image: Tensor  # T(x)
 
 
@@ -98,7 +97,7 @@ class Picard(Solver[_PicardState]):
         image, F = self.iteration(problem, x0)
         residual = norm(F.detach())
         zeros = torch.zeros_like(residual)
-        return _PicardState(x0, residual, zeros > 0, zeros + 1, zeros, image)
+        return _PicardState(x0, residual, zeros > 0, zeros + 1, image)
 
     def step(self, problem: Problem, state: _PicardState) -> _PicardState:
         x = state.image

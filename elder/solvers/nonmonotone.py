@@ -21,7 +21,6 @@ class _NonmonotoneState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     value: Tensor  # f(x), (B,)
     grad: Tensor  # ∇f(x)
     phase: Tensor  # what comes next: f and ∇f at y (0), a trial z from y (1), a trial v from x (2), (B,)
@@ -90,7 +89,7 @@ class NonmonotoneAPG(Solver[_NonmonotoneState]):
         zeros = torch.zeros_like(residual)
         ones, point = zeros + 1, (x0, f, grad)
         return _NonmonotoneState(
-            *(x0, residual, zeros > 0, ones, zeros, f, grad, ones, ones * self.step_size, zeros),
+            *(x0, residual, zeros > 0, ones, f, grad, ones, ones * self.step_size, zeros),
             *(*point, x0, grad, *point, ones, ones, f),
         )
 
@@ -138,7 +137,6 @@ class NonmonotoneAPG(Solver[_NonmonotoneState]):
             norm(new_grad.detach()),
             rejected >= MAX_TRIALS,
             state.n_gradients + 1,
-            state.n_values,
             new_value,
             new_grad,
             phase,

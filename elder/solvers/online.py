@@ -79,7 +79,6 @@ class _OnlineState(NamedTuple):
     residual: Tensor
     stalled: Tensor
     n_gradients: Tensor
-    n_values: Tensor
     iterate: Tensor
     previous: Tensor
 
@@ -119,7 +118,7 @@ class OnlineGradientDescent(_Online, Solver[_OnlineState]):
     def start(self, problem: Problem, x0: Tensor) -> _OnlineState:
         residual = norm(_whole_grad(cast(OnlineProblem, problem), x0.detach(), self.n_views))
         zeros = torch.zeros_like(residual)
-        return _OnlineState(x0, residual, zeros > 0, zeros + 1, zeros, x0, x0)
+        return _OnlineState(x0, residual, zeros > 0, zeros + 1, x0, x0)
 
     def step(self, problem: Problem, state: _OnlineState) -> _OnlineState:
         k = state.n_gradients - 1
