@@ -7,13 +7,19 @@ from elder.linalg import norm
 from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import Residual, Ridge
+from elder.models.regularizers import ICNN, TDV, FieldsOfExperts, Residual, Ridge
 from elder.operators import Identity, InverseProblem
 from elder.solvers import LBFGS, Anderson, Implicit, Solver, Symmetric
 
 pytestmark = pytest.mark.gpu
 
-PRIORS = {"ridge": lambda: Ridge(1, (2, 4), 3), "residual": lambda: Residual(DnCNN(1, 8, 2))}
+PRIORS = {
+    "ridge": lambda: Ridge(1, (2, 4), 3),
+    "residual": lambda: Residual(DnCNN(1, 8, 2)),
+    "experts": lambda: FieldsOfExperts(1, 6, 3, normalized=True),
+    "icnn": lambda: ICNN(1, 4, 3),
+    "tdv": lambda: TDV(1, 4, 2, 2),
+}
 
 
 def problem() -> InverseProblem:

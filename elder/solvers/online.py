@@ -189,7 +189,7 @@ class OnlineImplicit(_Online, BackwardRule):
         u = previous = mean = torch.zeros_like(v)
         part = problem.draw(self.n_views)
         for step in range(self.max_steps - 1):
-            k = torch.tensor(float(step), device=v.device)
+            k = torch.full((), float(step), device=v.device)
             z = self._ahead(u, previous)
             r = v - part.data_product(x, z) - prior_product(z)
             previous, u = u, z + self._length(k) * r

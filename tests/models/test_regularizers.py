@@ -39,6 +39,7 @@ from elder.models.regularizers import (
 from elder.operators import Identity, LeastSquares
 from tests.properties import concrete_subclasses, random_like
 from tests.solvers.problems import draw
+from tests.solvers.synchronization import Synchronizations, Uploads
 
 FAMILIES = {
     "total-variation": lambda channels: TotalVariation(0.3),
@@ -190,6 +191,15 @@ def test_autocast_lowers_what_it_is_said_to(family):
         f = Objective(Identity(), x, LeastSquares(), R, torch.ones(()))
         assert f.precision == torch.finfo(torch.bfloat16 if R.lowered else torch.float32).eps
     assert all(torch.equal(u, v) != R.lowered for u, v in zip(full, low, strict=True))
+
+
+@every_family
+def test_an_evaluation_does_not_wait_for_a_device(family):
+    """The meta device has no numbers to give to the host."""
+    R, sigma = FAMILIES[family](1).to("meta"), SIGMA.float().to("meta")
+    with Synchronizations() as waits, Uploads() as uploads:
+        R.value_and_grad(torch.empty(2, 1, 16, 16, device="meta"), sigma)
+    assert waits.found == [] and uploads.count == 0
 
 
 @every_learned_family

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What returns a number to the host, has a shape that depends on data, or looks at a status of the device
 WAITING = {
     "_linalg_check_errors",
+    "_linalg_svd",
     "_local_scalar_dense",
     "_unique2",
     "argwhere",
@@ -40,6 +42,18 @@ class Synchronizations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in WAITING or (name in INDEXING and any(_is_mask(index) for index in args[1])):
             self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Uploads(TorchFunctionMode):
+    """Counts the tensors made of numbers of the host while it is active: a copy to a device, which waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += func in (torch.tensor, torch.as_tensor)
         return func(*args, **(kwargs or {}))
 
 

@@ -25,6 +25,7 @@ from elder.solvers import (
     Unrolled,
 )
 from tests.solvers.problems import draw
+from tests.solvers.synchronization import Uploads
 
 SIZE, N_VIEWS = (10, 10), 12
 
@@ -175,6 +176,14 @@ def test_online_gradients_are_near_the_implicit_ones(problem: InverseProblem) ->
         cosines[n_steps, shared] = cosine(gradients(model(forward, backward), problem)[0])
     assert cosines[100, False] > 0.9 and cosines[1000, False] > 0.99
     assert cosines[1000, True] < cosines[1000, False]
+
+
+def test_no_adjoint_step_waits_for_a_number_of_the_host(problem: InverseProblem) -> None:
+    """Seen outside of a backward pass, into which no mode reaches."""
+    rule, objective = OnlineImplicit(4, step_size=step_size(problem), max_steps=5), model(LBFGS()).objective(problem)
+    with torch.no_grad(), Uploads() as uploads:
+        rule._solve(objective, problem.x, lambda u: u, problem.x)
+    assert uploads.count == 0
 
 
 def test_unrolling_differentiates_through_the_sets_that_were_drawn(problem: InverseProblem) -> None:

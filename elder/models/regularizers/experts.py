@@ -185,12 +185,16 @@ def largest_gain(bank: Tensor) -> Tensor:
     """‖W‖ on a periodic image, from the frequency responses on a grid of three times the taps.
 
     Raises:
-        FloatingPointError: If all filters are zero, whose norm cannot be kept.
+        FloatingPointError: If all filters are zero, whose norm cannot be kept; on a CPU alone, as it waits for the
+            device. Elsewhere a solver tells that the iterate is no longer finite.
     """
     size = 3 * bank.shape[-1]
     response = torch.fft.rfft2(bank, s=(size, size)).movedim((0, 1), (-2, -1))
-    gain = torch.linalg.matrix_norm(response, 2).max()
-    if not torch.compiler.is_compiling() and not gain > 0:
+    if bank.shape[1] == 1:  # a column, whose norm needs no singular values
+        gain = torch.linalg.vector_norm(response, dim=(-2, -1)).max()
+    else:
+        gain = torch.linalg.matrix_norm(response, 2).max()
+    if gain.device.type == "cpu" and not torch.compiler.is_compiling() and not gain > 0:
         raise FloatingPointError(
             "FieldsOfExperts: training diverged, all filters have become zero; lower the learning rate or the "
             "weight decay, or leave `normalized` out"
