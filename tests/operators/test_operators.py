@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -286,14 +285,10 @@ def test_inpainting_starts_from_pixels_around(dtype: torch.dtype) -> None:
     assert torch.equal(PixelMask(0 * mask).initialize(0 * x), 0 * x)  # nothing known
 
 
-def test_a_large_block_is_filled_in_sooner_than_one_square_of_its_size_is_averaged() -> None:
+def test_a_large_block_is_filled_in_with_means_over_squares() -> None:
     x, mask = rand(1, 1, 256, 256), torch.ones(1, 1, 256, 256)
     mask[..., 64:192, 64:192] = 0
-    start = time.process_time()
     filled = PixelMask(mask).initialize(mask * x)
-    middle = time.process_time()
-    torch.nn.functional.avg_pool2d(x, 129, 1, 64)
-    assert middle - start < time.process_time() - middle
     around = (mask * x)[..., 64:193, 64:193]  # the corner of which is all that is known
     torch.testing.assert_close(filled[..., 128, 128], around.sum((-2, -1)) / (2 * 129 - 1))
 
