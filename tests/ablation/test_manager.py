@@ -302,6 +302,23 @@ def test_a_submission_that_is_refused_is_made_later(tmp_path: Path, monkeypatch:
     assert all(folder.newest() == 1 for folder in map(RunFolder, tmp_path.iterdir()))
 
 
+def test_attempts_that_cannot_be_started_leave_the_others_alone(tmp_path: Path) -> None:
+    claims = []
+    for run in (tiny("a"), tiny("b")):
+        folder = prepared(tmp_path, run)
+        attempt = folder.reserve(this_process(), executor="local")
+        assert attempt is not None
+        claims.append((folder, attempt, RESOURCES))
+    (claims[1][0].path / "log.txt").mkdir()
+    local = pool(jobs=2)
+    local.submit(claims)
+    assert local.attached() == 1 and local.alive(claims[0][1])
+    assert Ended(claims[1][0].hash, 1) in local.poll()
+    with pytest.raises(IsADirectoryError):
+        local.submit(claims[1:])
+    local.kill()
+
+
 def test_jobs_that_never_start_are_given_up(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.ends = lambda folder, attempt: Ended(folder.hash, attempt.number, None, "NODE_FAIL")

@@ -49,7 +49,7 @@ class Executor(Protocol):
         ...
 
     def submit(self, runs: Sequence[tuple[RunFolder, Attempt, Resources]]) -> None:
-        """Start attempts that were reserved; returns at once.
+        """Start attempts that were reserved; returns at once. Of what cannot be started beside others, `poll` tells.
 
         Raises:
             OSError: If it is not possible now (the controller is down, no process can be made); none was started.

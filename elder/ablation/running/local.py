@@ -74,6 +74,7 @@ class LocalPool:
         self._memory = _memory() if memory_gb is None else memory_gb
         self._gpus = visible_gpus() if gpus is None else list(gpus)
         self._places: list[_Place] = []
+        self._refused: list[Ended] = []
 
     def capacity(self, resources: Resources) -> int:
         """How many more attempts with these resources can be submitted now.
@@ -101,16 +102,24 @@ class LocalPool:
         return max(count, 0)
 
     def submit(self, runs: Sequence[tuple[RunFolder, Attempt, Resources]]) -> None:
-        """Start attempts that were reserved."""
+        """Start attempts that were reserved; one that cannot be, after others, has ended when `poll` is next called."""
+        started = False
         for folder, attempt, resources in runs:
-            self._start(folder, attempt, resources)
+            try:
+                self._start(folder, attempt, resources)
+                started = True
+            except OSError:
+                if not started:
+                    raise
+                self._refused.append(Ended(folder.hash, attempt.number))
 
     def poll(self) -> list[Ended]:
         """The attempts that have ended since the last call."""
         ended = [place for place in self._places if place.process.poll() is not None]
         self._places = [place for place in self._places if place not in ended]
         kills = memory_kills()
-        return [
+        refused, self._refused = self._refused, []
+        return refused + [
             Ended(place.hash, place.attempt.number, place.process.returncode, None, kills > place.kills)
             for place in ended
         ]
