@@ -22,7 +22,7 @@ from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
 from elder.metrics import LEARNED, magnitude
 from elder.reporting.images_file import TRUTH, to_array, write_images
-from elder.reporting.pictures import comparison, panel
+from elder.reporting.pictures import comparison, drawn, panel
 from elder.reporting.tables import Result, print_table, summarize, write_results
 
 
@@ -158,8 +158,9 @@ class PredictionWriter(Callback):
     """Writes reconstructions to `predictions/` in the run's folder: HDF5 in the fastMRI submission layout, and PNG.
 
     fastMRI volumes are written in the units of their files and cropped to their reconstruction size; other images
-    as they are, one file each. A PNG shows [0, 1] as black to white. In a single process a volume is written as soon as
-    its last slice is there, so that an interruption loses at most one; several processes write at the end.
+    as they are, one file each. A PNG shows [0, 1] as black to white, of more than colours the middle channel. In a
+    single process a volume is written as soon as its last slice is there, so that an interruption loses at most one;
+    several processes write at the end.
     """
 
     def __init__(self) -> None:
@@ -207,7 +208,7 @@ class PredictionWriter(Callback):
 
 
 def _write_png(path: Path, image: Tensor) -> None:
-    pixels = image.clamp(0, 1).mul(255).round().byte()
+    pixels = drawn(image).clamp(0, 1).mul(255).round().byte()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.movedim(0, -1)).numpy()).save(path)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elder.metrics import magnitude
 
-__all__ = ["Zoom", "comparison", "draw_comparison", "panel"]
+__all__ = ["Zoom", "comparison", "draw_comparison", "drawn", "panel"]
 
 _DPI = 200
 _GAP, _LINE, _EDGE = 0.05, 0.2, 0.07  # inches between panels, of a line of text, and around the figure
@@ -72,10 +72,11 @@ def draw_comparison(
 
     All images share one window, from black at 0 to white at the 99.9th percentile of the ground truth. All error maps
     share one colour scale, in percent of the ground truth's maximum, that ends at the 99.5th percentile of the errors.
-    Errors of colour images are averaged over the channels. No display and no pyplot state are needed.
+    Errors of colour images are averaged over the channels; of more or of two channels, slices of a volume, the middle
+    one is drawn. No display and no pyplot state are needed.
 
     Args:
-        ground_truth: (H, W), (1, H, W) or (3, H, W), real or complex; three channels are red, green and blue.
+        ground_truth: (H, W) or (C, H, W), real or complex; three channels are red, green and blue.
         reconstructions: x̂ by the method's name, shaped like the ground truth.
         psnr: In dB by the method's name, shown below it; methods may be left out.
         zoom: The detail to enlarge, marked by a frame in the ground truth.
@@ -132,15 +133,21 @@ def draw_comparison(
     return figure
 
 
+def drawn(x: Tensor) -> Tensor:
+    """What a picture shows of an image (C, H, W): one channel, three as colours, or the middle one; (1 or 3, H, W)."""
+    middle = len(x) // 2
+    return x if len(x) in (1, 3) else x[middle : middle + 1]
+
+
 def _image(name: str, x: Tensor, like: Tensor) -> np.ndarray:
-    """(H, W, channels) in float64."""
-    if x.shape != like.shape or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] not in (1, 3)):
+    """(H, W, 1 or 3) in float64."""
+    if x.shape != like.shape or x.ndim not in (2, 3):
         raise ValueError(
-            f"draw_comparison: expected images (H, W), (1, H, W) or (3, H, W), all of one shape, "
+            f"draw_comparison: expected images (H, W) or (C, H, W), all of one shape, "
             f"got {tuple(x.shape)} for {name} and {tuple(like.shape)} for the ground truth"
         )
     channels = magnitude(x.detach()).to("cpu", torch.float64)
-    return (channels[None] if x.ndim == 2 else channels).movedim(0, 2).numpy()
+    return drawn(channels[None] if x.ndim == 2 else channels).movedim(0, 2).numpy()
 
 
 def _rgb(image: np.ndarray, window: Normalize) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from elder.ablation.planning.plan import Cell, Plan, Resources, Run
 from elder.ablation.publishing.dashboard import Published, publish, sync
-from elder.ablation.publishing.tracking import fingerprint
+from elder.ablation.publishing.tracking import fingerprint, pictures
 from elder.ablation.running.folder import RunFolder, State, Status, this_process
 from elder.reporting.metrics_file import append_line
 from elder.reporting.tables import RESULT_FIELDS, Result, write_results
@@ -357,3 +357,11 @@ def test_what_was_written_offline_is_sent_later(root: Path, server: Server, monk
     assert server.runs[BASE].facts["project"] == "elder-tiny"
     assert len(server.saved("runs")) == len(server.saved("project-view")) == 1
     assert lines[0] == "tiny: 4 runs sent to elder-tiny"
+
+
+def test_of_a_volume_the_middle_slice_is_published(tmp_path: Path) -> None:
+    volume = np.stack([TRUTH, TRUTH / 2, TRUTH, TRUTH, TRUTH])
+    with h5py.File(tmp_path / "images.h5", "w") as file:
+        file["truth/a"], file["learned/a"] = volume, volume
+    (triptych,) = pictures(tmp_path, [], 1)
+    assert triptych.truth.pixels.shape == TRUTH.shape

@@ -260,3 +260,10 @@ def test_color_images_and_damaged_files(tmp_path: Path) -> None:
     write_images(comparison.variants[1].outcomes[0].folder, 30, {"a": phantom(0)}, np.random.default_rng(0))
     (panel,) = draw_gallery(comparison).panels
     assert [p.method for p in panel.pictures] == ["baseline", "zero-filled", "total variation"], "another shape"
+
+
+def test_of_a_volume_the_middle_slice_is_drawn(tmp_path: Path) -> None:
+    truths = {"a": np.stack([phantom(k) for k in range(5)])}
+    (panel,) = draw_gallery(gallery_study(tmp_path / "all", truths)).panels
+    (middle,) = draw_gallery(gallery_study(tmp_path / "middle", {"a": truths["a"][2]})).panels
+    assert panel.truth == middle.truth and len(panel.pictures) == 4

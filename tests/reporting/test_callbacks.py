@@ -202,6 +202,36 @@ def test_pictures_are_reconstructed_under_their_names(tmp_path: Path) -> None:
         assert pixels.shape == (*shape, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
+def test_slices_in_channels_are_drawn_by_the_middle_one(tmp_path: Path) -> None:
+    """Objects of five complex slices, denoised."""
+    config = write_config(tmp_path, model__init_args__baselines={}, trainer__max_epochs=1)
+    resolved = yaml.safe_load(config.read_text())
+    noise = {"class_path": "Gaussian", "init_args": {"sigma": 0.001}}
+    cells = {"class_path": "Cells", "init_args": {"number": 2, "size": 16, "n_slices": 5}}
+    resolved["data"] = {
+        "class_path": "Images",
+        "init_args": {
+            "acquisition": {"class_path": "Denoising", "init_args": {"noise": noise}},
+            "patch_size": 16,
+            "batch_size": 2,
+            "num_workers": 0,
+            **dict.fromkeys(("train", "val", "test"), cells),
+        },
+    }
+    resolved["model"]["init_args"]["reconstruction"]["prior"]["init_args"]["channels"] = 10
+    config.write_text(yaml.safe_dump(resolved))
+    for command in ("fit", "test", "predict"):
+        run(command, config, *([last(config)] if command != "fit" else []))
+    with Image.open(tmp_path / "run" / "comparison.png") as picture:
+        assert picture.size[0] == 1600
+    for path in (tmp_path / "run" / "predictions").glob("*.h5"):
+        x = reconstruction(path)
+        assert x.shape == (5, 16, 16)
+        pixels = np.asarray(Image.open(tmp_path / "run" / "predictions" / "png" / f"{path.stem}.png"))
+        np.testing.assert_allclose(pixels, np.clip(x[2], 0, 1) * 255, atol=0.501)
+
+
 # The tracker.
 
 

@@ -73,6 +73,13 @@ def test_colours_are_kept_and_their_errors_averaged() -> None:
     np.testing.assert_allclose(error, 50)
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_of_other_channels_than_colours_the_middle_one_is_drawn(x: Tensor, channels: int) -> None:
+    volume = torch.stack([x[0] + k for k in range(channels)])
+    middle = x + channels // 2
+    assert (panel(volume, {"a": volume + 1}, width=600) == panel(middle, {"a": middle + 1}, width=600)).all()
+
+
 def test_zoom_shows_the_detail_and_marks_it(x: Tensor) -> None:
     figure = draw_comparison(x, {"a": x}, {}, zoom=Zoom(3, 5, 4))
     truth, estimate = figure.axes[:2]

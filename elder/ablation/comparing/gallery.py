@@ -14,7 +14,17 @@ import numpy as np
 from elder.ablation.comparing.outcomes import LEARNED, Outcome
 from elder.ablation.comparing.results import Comparison
 
-__all__ = ["LARGEST_SIDE", "MOST_BYTES", "MOST_IMAGES", "Gallery", "Picture", "color_scale", "draw_gallery"]
+__all__ = [
+    "LARGEST_SIDE",
+    "MOST_BYTES",
+    "MOST_IMAGES",
+    "Gallery",
+    "Picture",
+    "color_scale",
+    "draw_gallery",
+    "names_in",
+    "read_image",
+]
 
 MOST_IMAGES = 8
 LARGEST_SIDE = 320  # pixels
@@ -65,7 +75,7 @@ def draw_gallery(comparison: Comparison, most_bytes: int = MOST_BYTES) -> Galler
     sources: list[tuple[str, Outcome, str]] = []
     missing = []
     drawn = [
-        {seed: o for seed, o in variant.outcomes.items() if o.is_done and _names(o.folder / "images.h5", LEARNED)}
+        {seed: o for seed, o in variant.outcomes.items() if o.is_done and names_in(o.folder / "images.h5", LEARNED)}
         for variant in comparison.variants
     ]
     known = [set(seeds) for seeds in drawn if seeds]
@@ -86,15 +96,15 @@ def draw_gallery(comparison: Comparison, most_bytes: int = MOST_BYTES) -> Galler
     if not sources:
         return Gallery([], [*notes, "No finished run has images."])
     first = sources[0][1]
-    shared = set.intersection(*(_names(o.folder / "images.h5", group) for _, o, group in sources))
-    shared &= _names(first.folder / "images.h5", _TRUTH)
+    shared = set.intersection(*(names_in(o.folder / "images.h5", group) for _, o, group in sources))
+    shared &= names_in(first.folder / "images.h5", _TRUTH)
     sources += [
-        (method, first, method) for method in first.references if shared <= _names(first.folder / "images.h5", method)
+        (method, first, method) for method in first.references if shared <= names_in(first.folder / "images.h5", method)
     ]
     panels, used, reduced, left_out = [], 0, False, 0
     for name in sorted(shared)[:MOST_IMAGES]:
         with h5py.File(first.folder / "images.h5") as file:
-            truth = _read(file, _TRUTH, name)
+            truth = read_image(file, _TRUTH, name)
         reduced |= max(truth.shape[:2]) > LARGEST_SIDE
         estimates = _estimates(sources, name, truth.shape)
         panel = _panel(name, truth, estimates, most_bytes - used)
@@ -124,7 +134,7 @@ def _estimates(
 
     for label, outcome, group in sources:
         with h5py.File(outcome.folder / "images.h5") as file:
-            image = _read(file, group, name)
+            image = read_image(file, group, name)
         row = (outcome.results if group == LEARNED else outcome.references[group]).get(name)
         if image.shape == shape:
             yield label, image, {"psnr": row.psnr, "ssim": row.ssim} if row else {}
@@ -155,8 +165,8 @@ def _size(panel: Panel) -> int:
     return len(panel.truth) + sum(len(picture.image) + len(picture.error) for picture in panel.pictures)
 
 
-def _names(path: Path, group: str) -> set[str]:
-    """Names of the images of a method; none if the file is missing or damaged."""
+def names_in(path: Path, group: str) -> set[str]:
+    """Names of the images of a method in an images.h5; none if the file is missing or damaged."""
     import h5py
 
     names: set[str] = set()
@@ -170,9 +180,11 @@ def _names(path: Path, group: str) -> set[str]:
     return names
 
 
-def _read(file: Any, group: str, name: str) -> np.ndarray:
-    """(H, W, channels) in float64, finite."""
+def read_image(file: Any, group: str, name: str) -> np.ndarray:
+    """An image of an images.h5, (H, W, 1 or 3) in float64, finite: of other numbers of channels the middle one."""
     image = np.nan_to_num(np.asarray(file[group][name], dtype=np.float64))
+    if image.ndim == 3 and len(image) != 3:
+        image = image[len(image) // 2]
     return image[..., None] if image.ndim == 2 else np.moveaxis(image, 0, -1)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from elder.ablation.comparing.gallery import names_in, read_image
+from elder.ablation.comparing.outcomes import LEARNED
 from elder.ablation.running.files import read_json
 from elder.ablation.running.folder import RunFolder
 from elder.ablation.running.records import Status
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ERROR_RANGE", "Picture", "Record", "Triptych", "fingerprint", "pictures", "read_record"]
 
-LEARNED = "learned"
 ERROR_RANGE = 0.1  # an error map's scale ends at this part of the truth's maximum: the same in all runs
 _TOLD = ("commit", "changed", "code", "host", "cpu", "gpus", "slurm", "begun", "ended")
 _TOTALS = {"cost/seconds": math.fsum, "cost/gradients": math.fsum, "cost/memory": max}
@@ -105,29 +106,25 @@ def pictures(folder: Path, results: Iterable[Result], limit: int) -> list[Tripty
     Grey values run from 0 to the truth's maximum. Errors are |x̂ − x| (mean over channels), black at 0 and white-yellow
     from `ERROR_RANGE` of that maximum on, whatever the run, so that runs can be compared by eye.
     """
-    path = folder / "images.h5"
-    if not path.is_file():
-        return []
     import h5py
-    import numpy as np
 
+    path = folder / "images.h5"
     psnr = {row.image: row.psnr for row in results if row.method == LEARNED}
     found = []
     try:
         with h5py.File(path) as file:
-            for name in sorted(_datasets(file["truth"]))[:limit]:
-                truth, learned = (np.asarray(file[f"{group}/{name}"]) for group in ("truth", LEARNED))
+            for name in sorted(names_in(path, "truth"))[:limit]:
+                truth, learned = (read_image(file, group, name) for group in ("truth", LEARNED))
                 found.append(_triptych(name, truth, learned, psnr.get(name)))
     except (OSError, KeyError, ValueError):  # not complete, or not of a method that learns
         return found
     return found
 
 
-def _triptych(name: str, truth: np.ndarray, learned: np.ndarray, psnr: float | None) -> Triptych:
+def _triptych(name: str, x: np.ndarray, estimate: np.ndarray, psnr: float | None) -> Triptych:
     import numpy as np
     from matplotlib import colormaps
 
-    x, estimate = (np.atleast_3d(np.moveaxis(a, 0, -1) if a.ndim == 3 else a).astype(float) for a in (truth, learned))
     peak = max(float(x.max()), np.finfo(np.float32).tiny)
     error = np.abs(estimate - x).mean(-1) / (ERROR_RANGE * peak)
     value = "" if psnr is None else f": {psnr:.2f} dB"
@@ -145,14 +142,6 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     """[0, 1] as 0 … 255; (H, W) if there is one channel."""
     pixels = (image.clip(0, 1) * 255).round().astype("uint8")
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-
-
-def _datasets(group: Any) -> list[str]:
-    import h5py
-
-    names: list[str] = []
-    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return names
 
 
 def _is_history(name: str) -> bool:
