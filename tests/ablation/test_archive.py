@@ -134,3 +134,13 @@ def test_a_pack_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         pack(path, tmp_path / "studies" / "missing", [])
     assert path.read_bytes() == before
+
+
+def test_a_restore_that_fails_in_its_midst_leaves_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        for name in ("status.json", "results.csv", "results.csv/in the way"):
+            archive.addfile(tarfile.TarInfo(f"store/run/{name}"))
+    with pytest.raises(OSError, match="in the way"):
+        unpack(path, tmp_path / "there")
+    assert not [*(tmp_path / "there").iterdir()]

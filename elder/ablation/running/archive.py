@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -57,7 +58,7 @@ def pack(path: str | os.PathLike[str], study: Path, runs: Iterable[Path]) -> int
 
 
 def unpack(path: str | os.PathLike[str], root: Path) -> tuple[list[str], list[str]]:
-    """Put the records of an archive into `root`; runs that are there already are left as they are.
+    """Put the records of an archive into `root`, each run as a whole; those that are there are left as they are.
 
     Returns:
         Hashes of the runs that were put there, and of those that were left.
@@ -65,7 +66,6 @@ def unpack(path: str | os.PathLike[str], root: Path) -> tuple[list[str], list[st
     Raises:
         ValueError: If it is no archive of runs.
     """
-    put, left = set[str](), set[str]()
     try:
         with tarfile.open(path, "r:xz") as archive:
             members = archive.getmembers()
@@ -73,24 +73,27 @@ def unpack(path: str | os.PathLike[str], root: Path) -> tuple[list[str], list[st
                 parts = PurePosixPath(member.name).parts
                 if not member.isfile() or len(parts) < 3 or parts[0] not in ("studies", "store") or ".." in parts:
                     raise ValueError(f"{path}: expected records of runs, got {member.name}; pack the study again")
-            left = {parts[1] for m in members if (parts := _parts(m))[0] == "store" and (root / _run(m)).exists()}
-            for member in members:
-                kind, name, *_ = _parts(member)
-                if kind == "store" and name in left:
-                    continue
-                archive.extract(member, root, filter="data")
-                put |= {name} if kind == "store" else set()
+            runs = {parts[1] for member in members if (parts := _parts(member))[0] == "store"}
+            left = {run for run in runs if (root / "store" / run).exists()}
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=root) as part:
+                for member in members:
+                    archive.extract(member, part, filter="data")
+                _move(Path(part), root, [f"store/{run}" for run in runs - left])
+                _move(Path(part), root, [member.name for member in members if _parts(member)[0] == "studies"])
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{path}: expected a .tar.xz of runs, got another file ({error})") from error
-    return sorted(put), sorted(left)
+    return sorted(runs - left), sorted(left)
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     return PurePosixPath(member.name).parts
 
 
-def _run(member: tarfile.TarInfo) -> Path:
-    return Path(*_parts(member)[:2])
+def _move(part: Path, root: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).replace(root / name)
 
 
 def _records(run: Path) -> Iterator[Path]:
