@@ -84,7 +84,7 @@ def test_the_message_is_the_line_that_says_something() -> None:
         (Kind.DIVERGENCE, True, 0),
         (Kind.DISK, True, 0),
         (Kind.CRASH, True, 1),
-        (Kind.TIMEOUT, True, 3),
+        (Kind.TIMEOUT, True, 100),
         (Kind.TIMEOUT, False, 0),
         (Kind.NODE, False, 3),
         (Kind.PREEMPTION, False, 3),

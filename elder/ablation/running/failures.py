@@ -178,7 +178,7 @@ def worth_retrying(failure: Failure, failures: int, retries: int) -> bool:
     |----------------------------------------|--------------------------------------------------------------------|
     | configuration, divergence, out of memory, disk | never: the same would happen                               |
     | crash                                  | once                                                               |
-    | timeout                                | up to `retries` times, if the attempt got further than those before |
+    | timeout                                | if the attempt got further than those before; not counted then      |
     | preemption, node                       | up to `retries` times; those that got further are not counted      |
 
     Args:
@@ -193,7 +193,7 @@ def worth_retrying(failure: Failure, failures: int, retries: int) -> bool:
 
 def counts(failure: Failure) -> bool:
     """Whether a failure uses up one of the retries: not if the attempt was taken away while it got further."""
-    return not (failure.progressed and failure.kind in (Kind.PREEMPTION, Kind.NODE))
+    return not (failure.progressed and failure.kind in (Kind.PREEMPTION, Kind.NODE, Kind.TIMEOUT))
 
 
 def _ending(exit_status: int | None) -> str:
