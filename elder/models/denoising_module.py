@@ -93,6 +93,10 @@ class DenoisingModule(LightningModule):
             rows += [] if batch.spare else scores(method, batch.names, image, truth, unknown, *cost)
         return {"rows": rows, "images": images}
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._noise_range.check(batch.problem.sigma, type(self.denoiser.regularizer).__name__)
+        return self(batch.problem)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], str(self.trainer.ckpt_path or "checkpoint"))
         self._noise_range = NoiseRange(checkpoint.get("noise_range"))

@@ -202,6 +202,18 @@ def test_pictures_are_reconstructed_under_their_names(tmp_path: Path) -> None:
         assert pixels.shape == (*shape, 3)
 
 
+def test_a_denoiser_predicts_what_it_makes_of_noisy_images(tmp_path: Path) -> None:
+    noise = {"class_path": "Gaussian", "init_args": {"sigma": 0.1}}
+    denoiser = {"class_path": "TotalVariation", "init_args": {"epsilon": 0.1}}
+    config = write_config(
+        tmp_path,
+        model={"class_path": "DenoisingModule", "init_args": {"regularizer": denoiser}},
+        data__init_args__acquisition={"class_path": "Denoising", "init_args": {"noise": noise}},
+    )
+    run("predict", config)
+    assert reconstruction(tmp_path / "run" / "predictions" / "test.h5").shape == (SLICES["test"], 16, 16)
+
+
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
 def test_slices_in_channels_are_drawn_by_the_middle_one(tmp_path: Path) -> None:
     """Objects of five complex slices, denoised."""
