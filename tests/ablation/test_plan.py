@@ -248,6 +248,14 @@ def test_commands_that_are_none_are_mistakes(folder: Path) -> None:
     assert sorted(lines) == [f"study.yaml: axes.how.v{i}: {expected}" for i, (_, expected) in enumerate(cases)]
 
 
+def test_an_option_that_a_later_command_lacks_is_a_mistake(folder: Path) -> None:
+    options = {"max_evaluations": 3}
+    (line,) = refusal(folder, stages={"train": {"commands": ["tune", "test"]}}, set=options)
+    reason = "expected a key of all of tune, test, got one that test does not have"
+    assert line.endswith(f"max_evaluations: {reason}") and "study.yaml: set" in line
+    assert plan(folder, stages={"train": {"commands": ["tune"]}}, set=options).cells
+
+
 def test_commands_are_no_key_of_a_configuration(folder: Path) -> None:
     (folder / "mri.yaml").write_text((folder / "mri.yaml").read_text() + "\ncommands: [tune]\n")
     (line,) = refusal(folder)

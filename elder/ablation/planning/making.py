@@ -14,7 +14,7 @@ from elder.ablation.planning.resolution import Mistake, Part, Resolver
 from elder.ablation.planning.runs import Cell, Plan, Run
 from elder.ablation.planning.signatures import RefusedError
 from elder.ablation.planning.stored import fingerprint
-from elder.ablation.planning.study import COMMANDS_KEY, Stage, Study, checked_commands
+from elder.ablation.planning.study import COMMANDS_KEY, TOP, Stage, Study, checked_commands
 
 __all__ = ["make"]
 
@@ -187,8 +187,8 @@ class _Making:
         settings: list[Setting],
     ) -> _Resolved | None:
         part = self._resolve(commands[0], tree)
-        if part.mistakes:
-            self._told(merging, part.mistakes, settings)
+        if mistakes := part.mistakes or _foreign(commands, tree):
+            self._told(merging, mistakes, settings)
             return None
         inputs, config = {}, tree
         for key, source in stage.inputs.items():
@@ -253,6 +253,16 @@ class _Making:
         if same:
             more = f", and {len(same) - _NOTED} more" if len(same) > _NOTED else ""
             self.notes.append(f"cells that are the same run: {'; '.join(same[:_NOTED])}{more}")
+
+
+def _foreign(commands: Sequence[str], tree: Mapping[str, Any]) -> list[Mistake]:
+    """Options of the first command that a later one, which is given the same file, does not have."""
+    return [
+        Mistake(key, f"{key}: expected a key of all of {', '.join(commands)}, got one that {command} does not have")
+        for key in tree
+        for command in commands[1:]
+        if key not in TOP and key not in signatures.of_command(command)
+    ]
 
 
 def _needed(stages: Sequence[Stage], resolved: Mapping[str, _Resolved]) -> set[str]:
