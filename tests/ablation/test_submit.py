@@ -103,7 +103,8 @@ def test_the_script_can_be_read_and_edited(tmp_path: Path) -> None:
     profile = SlurmProfile(
         partition="gpu", accelerator="gpu", gpu_type="a100", setup=("module load cuda",), sbatch={"exclusive": True}
     )
-    command = ["fit", "--config", "a b.yaml", "--trainer.devices=4", "--trainer.num_nodes", "2", "--x=$(rm) --y"]
+    (config := tmp_path / "a b.yaml").write_text("trainer: {devices: 8}")
+    command = ["fit", "--config", str(config), "--trainer.devices=4", "--trainer.num_nodes", "2", "--x=$(rm) --y"]
     path = write_script(command, profile, MAIN, tmp_path / "runs" / "a")
     assert path == tmp_path / "runs" / "a" / "submit.sh"
     text = path.read_text()
@@ -128,6 +129,18 @@ def test_the_script_can_be_read_and_edited(tmp_path: Path) -> None:
     assert "'--x=$(rm) --y'" in text
     assert "--ckpt_path last" in text
     assert text.count("--trainer.devices") == 2  # in the comment, and in the command
+
+
+def test_devices_and_nodes_of_a_configuration_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("trainer: {devices: 4, num_nodes: 2}")
+    (tmp_path / "b.yaml").write_text("trainer: {devices: auto}")
+    command = ["fit", "--config", str(tmp_path / "a.yaml")]
+    written = lines(command, LIGHT, tmp_path)
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4"} <= {*written}
+    assert "--trainer." not in "".join(written)
+    written = lines([*command, "--config", str(tmp_path / "b.yaml")], LIGHT, tmp_path)
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1"} <= {*written}
+    assert "    --trainer.devices 1 \\" in written
 
 
 def test_a_fit_from_a_checkpoint_of_its_own_resumes_only_when_requeued(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from elder.ablation.planning import trees
 from elder.ablation.planning.study import Resources
 from elder.ablation.slurm import cluster
 from elder.ablation.slurm.profiles import SlurmProfile
@@ -55,7 +57,8 @@ def submit(
         profile: Settings of the cluster.
         entry: `main.py`.
         folder: Of the run.
-        resources: What to ask for; those of the profile, and the devices and nodes of the command, if None.
+        resources: What to ask for; if None those of the profile, with the devices and nodes of the command and its
+            configurations.
 
     Raises:
         OSError: If sbatch takes it not; the message is its own.
@@ -96,7 +99,7 @@ def script(
     options = {"job-name": f"elder-{folder.name}", **profile.options(resources), "output": folder / "slurm-%j.out"}
     arguments = [*command]
     for key, value in (("devices", resources.devices), ("num_nodes", resources.nodes)):
-        if option(command, f"trainer.{key}") is None:
+        if given(command, f"trainer.{key}") in (None, "auto"):
             arguments += [f"--trainer.{key}", str(value)]
     if option(command, "run_dir") is None and option(command, "config") is None:
         arguments += ["--run_dir", str(folder)]
@@ -127,9 +130,9 @@ def script(
 
 
 def resources_of(command: Sequence[str], resources: Resources) -> Resources:
-    """Resources with the devices and nodes that a command asks for, where it does so by numbers."""
+    """Resources with the devices and nodes that a command or its configurations ask for, where by numbers."""
     for name, key in (("devices", "trainer.devices"), ("nodes", "trainer.num_nodes")):
-        if (value := option(command, key)) is not None and value.isdecimal():
+        if (value := str(given(command, key))).isdecimal():
             resources = replace(resources, **{name: int(value)})
     return resources
 
@@ -140,16 +143,23 @@ def folder_of(command: Sequence[str]) -> Path:
     Raises:
         ValueError: If a configuration cannot be read.
     """
-    if (given := option(command, "run_dir")) is not None:
-        return Path(given)
-    found = "runs/default"
-    for path in options(command, "config"):
+    return Path(given(command, "run_dir") or "runs/default")
+
+
+def given(command: Sequence[str], key: str) -> Any:
+    """The value of a dotted key that a command has as an option, or else in its configurations; None if in neither.
+
+    Raises:
+        ValueError: If a configuration cannot be read.
+    """
+    found: Any = option(command, key)
+    for path in options(command, "config") if found is None else ():
         try:
             content = yaml.safe_load(Path(path).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: expected a configuration, got {' '.join(str(error).split())}") from None
-        found = content.get("run_dir", found) if isinstance(content, dict) else found
-    return Path(found)
+        found = trees.get(content, key, found)
+    return found
 
 
 def option(command: Sequence[str], key: str) -> str | None:
