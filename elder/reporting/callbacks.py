@@ -135,20 +135,22 @@ class ImagePanel(Callback):
     """Sends the first validation image and its reconstructions to Weights & Biases.
 
     Args:
-        every_n_epochs: Epochs between panels.
+        every_n_epochs: Epochs between panels, at least: each is of a validation.
     """
 
     def __init__(self, every_n_epochs: int = 5) -> None:
         self.every_n_epochs = every_n_epochs
+        self._next = 0  # the epoch from which the next one is due
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         trackers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
+        due = batch_idx == 0 and trainer.current_epoch >= self._next and not trainer.sanity_checking
         if not trackers or not due or not trainer.is_global_zero or batch.problem.x is None:
             return
+        self._next = trainer.current_epoch + self.every_n_epochs
         picture = panel(batch.problem.x[0], {name: x[0] for name, x in outputs.items()})
         for tracker in trackers:
             tracker.log_image("val/reconstruction", [picture], step=trainer.global_step, caption=[batch.names[0]])

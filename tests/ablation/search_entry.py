@@ -37,9 +37,10 @@ if command == "fit":
     while epoch < config["trainer"]["max_epochs"] and not stopped:
         time.sleep(float(os.environ.get("SECONDS", "0.02")))
         psnr = 30 - 3 * (math.log10(strength) + 1) ** 2 + 0.1 * epoch
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": epoch, "epoch": epoch, "time": 0.0, "val/psnr": psnr}) + "\n")
         epoch += 1
+        if epoch % config["trainer"].get("check_val_every_n_epoch", 1) == 0:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": epoch, "epoch": epoch - 1, "time": 0.0, "val/psnr": psnr}) + "\n")
         with zipfile.ZipFile(last, "w") as archive:
             archive.writestr("state", str(epoch))
     if epoch < config["trainer"]["max_epochs"]:

@@ -34,12 +34,12 @@ STRENGTH = "model.reconstruction.strength"
 RANGE = {STRENGTH: {"low": 1e-3, "high": 10.0, "log": True}}
 
 
-def write_study(folder: Path, trials: int = 12, epochs: int = 4, **changes: Any) -> Path:
+def write_study(folder: Path, trials: int = 12, epochs: int = 4, every: int = 1, **changes: Any) -> Path:
     """A study of the tiny configuration, with a search over the strength."""
     base = runs.write_config(folder)
     content = {
         "base": base.name,
-        "set": {"trainer.max_epochs": epochs},
+        "set": {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": every},
         "resources": {"cpus": 1, "memory_gb": 1, "accelerator": "cpu"},
         "search": {"trials": trials, "metric": "val/psnr", "parameters": RANGE} | changes,
     }
@@ -108,8 +108,9 @@ def test_what_ran_already_is_told_and_not_run_again(tmp_path: Path) -> None:
     assert len(trials(root, "COMPLETE")) == 8
 
 
-def test_a_trial_below_the_median_is_stopped_and_stays_so(tmp_path: Path) -> None:
-    path, root = write_study(tmp_path, trials=10, epochs=12), tmp_path / "runs"
+@pytest.mark.parametrize(("epochs", "every"), [(12, 1), (32, 4)])
+def test_a_trial_below_the_median_is_stopped_and_stays_so(tmp_path: Path, epochs: int, every: int) -> None:
+    path, root = write_study(tmp_path, trials=10, epochs=epochs, every=every), tmp_path / "runs"
     best, lines = searched(path, root, jobs=1, parallel=1)
     pruned = trials(root, "PRUNED")
     assert pruned
@@ -117,11 +118,11 @@ def test_a_trial_below_the_median_is_stopped_and_stays_so(tmp_path: Path) -> Non
         folder = RunFolder(root / "store" / trial.user_attrs["run"])
         assert observe(folder, Liveness()).state is State.INTERRUPTED
         assert begun(root, folder.hash) == ["fit"]
-        assert max(trial.intermediate_values) < 11
+        assert max(trial.intermediate_values) < epochs // every - 1
         assert f"trial {trial.number}: pruned" in lines
     before = {t.user_attrs["run"]: begun(root, t.user_attrs["run"]) for t in pruned}
     journal(root).enqueue_trial({STRENGTH: pruned[0].params[STRENGTH]})
-    again, lines = searched(write_study(tmp_path, trials=12, epochs=12), root, jobs=1, parallel=1)
+    again, lines = searched(write_study(tmp_path, trials=12, epochs=epochs, every=every), root, jobs=1, parallel=1)
     assert {hash: begun(root, hash) for hash in before} == before
     assert "trial 10: pruned" in lines
     assert best is not None

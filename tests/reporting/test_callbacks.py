@@ -247,7 +247,10 @@ def test_slices_in_channels_are_drawn_by_the_middle_one(tmp_path: Path) -> None:
 # The tracker.
 
 
-def test_without_an_account_the_tracker_asks_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_without_an_account_the_tracker_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
     wandb = pytest.importorskip("wandb")
 
     def ask(*_: object) -> NoReturn:
@@ -257,7 +260,7 @@ def test_without_an_account_the_tracker_asks_for_none(tmp_path: Path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(builtins, "input", ask)
-    run("fit", write_config(tmp_path))
+    run("fit", write_config(tmp_path, trainer__check_val_every_n_epoch=every))
     wandb.finish()
     (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elder.ablation.planning import trees
 from elder.ablation.planning.documents import StudyError, value_name
 from elder.ablation.planning.grid import Axis, Setting
 from elder.ablation.running.executor import Ended, Executor
@@ -203,7 +204,9 @@ class _Searcher:
             raise
         (cell,) = plan.cells
         trial.set_user_attr(_HASH, cell.final)
-        self._journal.be_patient(plan.runs[cell.final].max_epochs)
+        run = plan.runs[cell.final]
+        every = trees.get(run.config, "trainer.check_val_every_n_epoch") or 1
+        self._journal.be_patient((run.max_epochs or 0) // every)
         runs = list(plan.runs.values())
         share, store = Share(self._executor, self._ended), self._root / "store"
         manager = Supervisor(plan, store, share, runs, self._retries, self._report, self._liveness)

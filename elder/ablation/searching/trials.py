@@ -65,11 +65,11 @@ class Journal:
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=_STARTUP, seed=self.seed + count)
         return self.study.ask()
 
-    def be_patient(self, epochs: int | None) -> None:
-        """Let no trial be pruned in the first quarter of its epochs, nor by its first validation."""
+    def be_patient(self, validations: int) -> None:
+        """Let no trial be pruned in the first quarter of its validations, nor by its first."""
         import optuna
 
-        self.study.pruner = optuna.pruners.MedianPruner(_STARTUP, n_warmup_steps=max(1, (epochs or 0) // 4))
+        self.study.pruner = optuna.pruners.MedianPruner(_STARTUP, n_warmup_steps=max(1, validations // 4))
 
     def unfinished(self) -> list[optuna.Trial]:
         """Trials that a searcher has left, which ended before they did."""
