@@ -122,7 +122,8 @@ class ElderCLI(LightningCLI):
         if path == "last" and self.subcommand == "fit" and not (folder / "last.ckpt").exists():
             rank_zero_info(f"{folder}: no checkpoint to resume from yet; this is the beginning")
         elif path is not None:
-            check_checkpoint(folder / "last.ckpt" if path == "last" else Path(path))
+            trusted = self._get(self.config, "weights_only") is False
+            check_checkpoint(folder / "last.ckpt" if path == "last" else Path(path), trusted)
         elif self.subcommand == "fit" and any(folder.glob("*.ckpt")):
             raise ValueError(
                 f"{folder}: expected no checkpoints of an earlier run, found some; resume it with --ckpt_path last, "

@@ -280,6 +280,17 @@ def test_bad_checkpoints_are_refused(refused: Callable[..., str], finished: Path
         assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("command", ["test", "trace"])
+def test_a_checkpoint_that_is_trusted_may_hold_anything(
+    refused: Callable[..., str], finished: Path, tmp_path: Path, command: str
+) -> None:
+    content = torch.load(finished.parent / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save(content | {"more": Path("a")}, tmp_path / "a.ckpt")
+    options = f"--ckpt_path={tmp_path / 'a.ckpt'}", f"--run_dir={tmp_path}"
+    assert "a.ckpt: expected weights" in refused(command, "--config", str(finished), *options)
+    run(command, finished, *options, "--weights_only=false")
+
+
 def test_weights_of_another_architecture_are_refused(
     refused: Callable[..., str], finished: Path, tmp_path: Path
 ) -> None:

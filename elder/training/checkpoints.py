@@ -53,17 +53,21 @@ class WholeCheckpoints(TorchCheckpointIO):
         part.replace(path)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that is missing, damaged, or would run code; nothing of it is executed.
+def check_checkpoint(path: Path, trusted: bool = False) -> None:
+    """Refuse a checkpoint that is missing, damaged, or would run code; nothing of it is executed unless it is trusted.
+
+    Args:
+        path: Of the checkpoint.
+        trusted: Whether it may hold more than tensors and plain values, as `--weights_only false` says.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything but tensors and plain containers.
+        ValueError: If it cannot be read, or holds anything but tensors and plain containers without being trusted.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check --ckpt_path")
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)["state_dict"]
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise ValueError(
             f"{path}: expected weights and plain values, found a file that is damaged or would run code "
