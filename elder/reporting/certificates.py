@@ -23,10 +23,10 @@ CERTIFICATE_FIELDS = Certificate._fields
 
 _HEADINGS = {
     "curvature": "curvature",
-    "curvature_error": "± of an eigenvalue",
+    "curvature_error": "±",
     "lipschitz": "L",
     "sensitivity": "‖∂x̂/∂y‖",
-    "amplification": "worst ‖Δx̂‖/‖δ‖",
+    "amplification": "worst\n‖Δx̂‖/‖δ‖",
     "asymmetry": "asymmetry",
     "residual": "residual",
 }
@@ -44,10 +44,10 @@ def write_certificates(path: str | os.PathLike[str], found: Certificates) -> Non
 
 
 def print_certificates(found: Certificates, console: Console | None = None) -> None:
-    """Print a line for each image, and how many of them are strict minima."""
+    """Print a line for each image, 80 columns wide at most where names are short, and how many are strict minima."""
     console = console or Console()
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("image", overflow="fold", min_width=16)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("image", overflow="fold", min_width=12)
     for heading in _HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for image, numbers in found.items():
