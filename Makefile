@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # What pip is asked for to get PyTorch: a version, and an index for another build than PyPI's.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
-# Appended to each command of the demo, e.g. DEMO_FLAGS="--trainer.max_epochs=1".
+# Appended to each command of the demo, e.g. DEMO_FLAGS="--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1".
 DEMO_FLAGS ?=
 # Processes of `make test`; 0 for all tests one after the other.
 WORKERS ?= 2

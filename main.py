@@ -1,4 +1,4 @@
-"""Entry point: `python main.py {fit,validate,test,predict,tune,trace} --config configs/….yaml`, see `elder.cli`.
+"""Entry point: `python main.py {fit,validate,test,predict,tune,trace,certify} --config …`, see `elder.cli`.
 
 `python main.py {ablate,submit} …` plans, runs and compares many of these; see `elder.ablation.command_line`.
 `python main.py zoo …` lists, checks and adds trained models; see `elder.zoo.command_line`.

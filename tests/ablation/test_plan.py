@@ -231,7 +231,7 @@ def test_a_patch_may_say_the_commands_of_its_stage(folder: Path) -> None:
 
 
 def test_commands_that_are_none_are_mistakes(folder: Path) -> None:
-    listed = "commands: expected a list of fit, validate, test, predict, tune, trace, got"
+    listed = "commands: expected a list of fit, validate, test, predict, tune, trace, certify, got"
     cases: list[tuple[dict[str, Any], str]] = [
         ({"commands": "test"}, f"{listed} 'test'"),
         ({"commands": []}, f"{listed} []"),
@@ -276,9 +276,9 @@ def test_the_same_run_in_two_studies_or_two_cells_is_one(folder: Path) -> None:
     b = plan(folder, name="other", set={"data.num_workers": 3, "trainer.strategy": "ddp"}, resources={"devices": 2})
     assert b.cells[0].final == a.cells[0].final
     assert b.runs[b.cells[0].final].resources.devices == 2
-    others = (["fit"], ["fit", "tune", "test"], ["tune", "test", "trace"])
+    others = (["fit"], ["fit", "tune", "test"], ["tune", "test", "trace"], ["fit", "test", "certify"])
     finals = {plan(folder, stages={"train": {"commands": commands}}).cells[0].final for commands in others}
-    assert len(finals) == 3 and a.cells[0].final not in finals
+    assert len(finals) == 4 and a.cells[0].final not in finals
 
 
 def test_notes_say_which_paths_are_absent(folder: Path) -> None:

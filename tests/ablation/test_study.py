@@ -168,7 +168,7 @@ def test_little_is_enough(folder: Path) -> None:
         ("stages: {train: {comands: [fit]}}", ": stages.train.comands: unknown key; did you mean commands?"),
         (
             "stages: {train: {commands: [fitt]}}",
-            "commands[0]: expected one of fit, validate, test, predict, tune, trace, got 'fitt'",
+            "commands[0]: expected one of fit, validate, test, predict, tune, trace, certify, got 'fitt'",
         ),
         ("stages: {a: {inputs: {m.x: b/f}}, b: {}}", ": stages.a.inputs.m.x: expected STAGE/FILE of an earlier stage"),
         ("stages: {a: {}, b: {inputs: {m.x: a/../f}}}", ": stages.b.inputs.m.x: expected STAGE/FILE with a file in"),

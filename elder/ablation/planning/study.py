@@ -23,7 +23,7 @@ KEYS = (
     "name", "base", "set", "axes", "zip", "variants", "when", "exclude", "include", "seeds", "baseline", "metrics",
     "stages", "resources", "profile", "profiles", "quick", "search",
 )  # fmt: skip
-COMMANDS = ("fit", "validate", "test", "predict", "tune", "trace")
+COMMANDS = ("fit", "validate", "test", "predict", "tune", "trace", "certify")
 COMMANDS_KEY = "commands"  # in a patch: those of the stage, for the cells that it is for
 TOP = {"seed_everything", "trainer", "model", "data", "run_dir", "checkpoint", "ckpt_path", "weights_only", "config"}
 TOP |= {COMMANDS_KEY}
