@@ -8,10 +8,11 @@ from typing import Any
 
 from elder.ablation.planning import grid
 from elder.ablation.planning.documents import Place
+from elder.reporting.tables import RESULT_FIELDS
 
 __all__ = ["Resources", "Search", "read_metrics", "read_profiles", "read_resources", "read_search", "read_seeds"]
 
-METRICS = ("psnr", "ssim", "residual", "n_gradients", "seconds")  # columns of results.csv
+METRICS = RESULT_FIELDS[2:]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
 
