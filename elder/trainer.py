@@ -24,6 +24,7 @@ from elder.models.tracing import Trace, trace
 from elder.models.tuning import Parameter, Tuned, tunable, tune
 from elder.models.weights import check_weights, write_prior
 from elder.reporting.certificates import draw_certificates, print_certificates, write_certificates
+from elder.reporting.documents import replace
 from elder.reporting.traces import draw_traces, print_traces, write_traces
 from elder.solvers import BacktrackingProximalGradient, Solver
 
@@ -260,16 +261,10 @@ def _write_overlay(
         "# Use it after the configuration that was tuned, and without --ckpt_path, whose own values would win:\n"
         "#   python main.py test --config CONFIG --config tuned.yaml\n"
     )
-    _replace(path, head + yaml.safe_dump({"model": node, "ckpt_path": None}, sort_keys=False, allow_unicode=True))
+    replace(path, head + yaml.safe_dump({"model": node, "ckpt_path": None}, sort_keys=False, allow_unicode=True))
 
 
 def _write_trials(path: Path, tuned: Tuned) -> None:
     rows = [[*trial.values.values(), trial.psnr, trial.n_gradients, trial.unconverged] for trial in tuned.trials]
     names = [*tuned.values, "psnr", "n_gradients", "unconverged"]
-    _replace(path, "\n".join(",".join(map(str, row)) for row in [names, *rows]) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text)
-    part.replace(path)
+    replace(path, "\n".join(",".join(map(str, row)) for row in [names, *rows]) + "\n")

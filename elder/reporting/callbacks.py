@@ -21,6 +21,7 @@ from elder.datamodules.base import Batch, volume_and_slice
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
 from elder.metrics import LEARNED, magnitude
+from elder.reporting.documents import replace
 from elder.reporting.images_file import TRUTH, to_array, write_images
 from elder.reporting.pictures import comparison, drawn, panel
 from elder.reporting.tables import Result, print_table, summarize, write_results
@@ -100,7 +101,7 @@ class TestReport(Callback):
         folder = Path(trainer.default_root_dir)
         write_results(folder / "results.csv", rows)
         tuned = getattr(pl_module, "tuned", {})
-        (folder / "tuned.json").write_text(json.dumps(tuned, indent=2) + "\n")
+        replace(folder / "tuned.json", json.dumps(tuned, indent=2) + "\n")
         images = _first(arrays, self.max_images)
         methods = dict.fromkeys(method for _, named in images for method in named)
         write_images(folder / "images.h5", {m: {name: named[m] for name, named in images} for m in methods})

@@ -1,10 +1,17 @@
-"""Parts of Markdown files that are written by the program, between two marks."""
+"""Texts that are written as a whole, and parts of Markdown files that the program writes between two marks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["replace_between"]
+__all__ = ["replace", "replace_between"]
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file that appears, or is replaced, when it is complete."""
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def replace_between(path: Path, begin: str, end: str, text: str) -> None:

@@ -15,6 +15,7 @@ from elder.ablation.comparing.gallery import draw_gallery
 from elder.ablation.comparing.page_data import page_data, to_script
 from elder.ablation.comparing.results import Comparison, Variant
 from elder.ablation.comparing.tables import footnotes, in_words, known_costs
+from elder.ablation.running.files import replace
 
 __all__ = ["write_page"]
 
@@ -73,9 +74,7 @@ def write_page(comparison: Comparison, path: str | os.PathLike[str], date: str) 
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    replace(path, text)
     return path
 
 
