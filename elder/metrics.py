@@ -24,6 +24,7 @@ __all__ = [
     "ImageMean",
     "VolumeMetrics",
     "displayed",
+    "gathered",
     "magnitude",
     "nmse",
     "psnr",
@@ -172,11 +173,11 @@ class VolumeMetrics(Metric):
         """Values of "psnr" in dB, "ssim" and "nmse", each (), float64; NaN if there was no slice."""
         slices = dict(zip((bytes(n.tolist()).decode() for n in self.names), self.pairs, strict=True))
         peaks: dict[str, float] = {}
-        for part in _gather([(_volume(name), pair[1].max().item()) for name, pair in slices.items()]):
+        for part in gathered([(_volume(name), pair[1].max().item()) for name, pair in slices.items()]):
             for volume, peak in part:
                 peaks[volume] = max(peak, peaks.get(volume, peak))
         numbers: dict[str, list[float]] = {}
-        for part in _gather({n: self._numbers(pair, peaks[_volume(n)]) for n, pair in slices.items()}):
+        for part in gathered({n: self._numbers(pair, peaks[_volume(n)]) for n, pair in slices.items()}):
             numbers.update(part)
         volumes: dict[str, list[list[float]]] = defaultdict(list)
         for name in sorted(numbers):  # one order of summation for any number of processes
@@ -247,7 +248,7 @@ def _volume(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _gather(part: T) -> list[T]:
+def gathered(part: T) -> list[T]:
     """The parts of all processes, in the order of their ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return [part]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
@@ -20,7 +19,7 @@ from torch import Tensor
 from elder.datamodules.base import Batch, volume_and_slice
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
-from elder.metrics import LEARNED, magnitude
+from elder.metrics import LEARNED, gathered, magnitude
 from elder.reporting.documents import replace
 from elder.reporting.images_file import TRUTH, to_array, write_images
 from elder.reporting.pictures import comparison, drawn, panel
@@ -218,8 +217,4 @@ def _write_png(path: Path, image: Tensor) -> None:
 
 def _gather(own: list[Any]) -> list[Any]:
     """The items of all processes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return own
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return [item for part in parts for item in part]
+    return [item for part in gathered(own) for item in part]
