@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elder.ablation.comparing.acquisitions import measured_alike, names_of_settings
 from elder.ablation.comparing.results import Comparison, collect
-from elder.ablation.comparing.settings import by_setting, names_of_settings, write_settings
+from elder.ablation.comparing.settings import by_setting, write_settings
 from elder.ablation.comparing.tables import markdown
 from elder.ablation.planning.runs import Plan
 from elder.reporting.tables import read_results, write_results
@@ -105,6 +106,18 @@ def test_settings_are_named_after_what_the_configuration_lists() -> None:
     assert names(0.0, mask=[masks[0], *masks]) == ["MaskFile 1 (0)", "MaskFile 1 (1)", "MaskFile 2"]
     assert names([0.0], loss=[0.5, 0.75]) == ["0.5", "0.75"]
     assert names(0.1, loss=0.5) == []
+    assert names_of_settings({}) == names_of_settings({"data": {"init_args": {"acquisition": "Denoising"}}}) == []
+
+
+def test_settings_are_compared_where_their_names_or_the_acquisitions_are_the_same() -> None:
+    def config(**arguments: object) -> dict[str, object]:
+        return {"data": {"init_args": {"acquisition": {"init_args": arguments}}}}
+
+    noise = {"noise": {"init_args": {"sigma": [0.0, 0.1]}}}
+    twice, thrice, losses = config(scale=2, **noise), config(scale=3, **noise), config(loss=[0.5, 0.7])
+    assert measured_alike([]) == [[]]
+    assert measured_alike([twice, thrice, {}, twice]) == [[0, 1, 2, 3]]
+    assert measured_alike([twice, losses, thrice, {}, losses]) == [[0], [1, 4], [2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from elder.ablation.planning.plan import Plan
 from elder.ablation.running.archive import pack, unpack
 from elder.ablation.running.folder import State
 from elder.ablation.terminal import say
@@ -35,7 +30,7 @@ def report(
     from elder.ablation.comparing.contrasts import write_contrasts
     from elder.ablation.comparing.page import write_page
     from elder.ablation.comparing.results import collect
-    from elder.ablation.comparing.settings import names_of_settings, write_settings
+    from elder.ablation.comparing.settings import write_settings
     from elder.ablation.comparing.solves import tolerance_of, write_solves
     from elder.ablation.comparing.tables import write_tables
     from elder.reporting.documents import replace_between
@@ -44,9 +39,9 @@ def report(
     states = {line.hash: str(line.state) for line in lines_of(planned, root)}
     comparison = collect(planned, root, states)
     folder = out or root / "studies" / planned.name / "report"
-    config = _configuration(planned, root)
+    config = next((variant.config for variant in comparison.variants if variant.config), {})
     paths = [*write_tables(comparison, folder), *write_solves(comparison, folder, tolerance_of(config))]
-    paths += [*write_contrasts(comparison, folder), *write_settings(comparison, folder, names_of_settings(config))]
+    paths += [*write_contrasts(comparison, folder), *write_settings(comparison, folder)]
     paths.append(write_page(comparison, folder / "report.html", datetime.now().strftime("%Y-%m-%d %H:%M")))
     if into is not None:
         tables = [path.read_text() for path in paths if path.suffix == ".md"]
@@ -56,14 +51,6 @@ def report(
     for path in paths:
         say(str(path))
     return 0
-
-
-def _configuration(planned: Plan, root: Path) -> Mapping[str, Any]:
-    """Of one of the study's tests, as it was run; a plan that was read from its file has none."""
-    for cell in planned.cells:
-        with contextlib.suppress(OSError, yaml.YAMLError):
-            return yaml.safe_load((root / "store" / cell.final / "planned.yaml").read_text(encoding="utf-8")) or {}
-    return planned.runs[planned.cells[0].final].config or {} if planned.cells else {}
 
 
 def dashboard(

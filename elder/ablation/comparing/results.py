@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from elder.ablation.comparing.acquisitions import measured_alike
 from elder.ablation.comparing.image_names import common_images, groups_of_images
 from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
+from elder.ablation.comparing.references import Reference, common_references
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
-from elder.reporting.tables import Result
+from elder.ablation.planning.documents import StudyError, read_yaml
 
 if TYPE_CHECKING:
     from elder.ablation.planning.plan import Cell, Plan
 
-__all__ = ["Comparison", "Reference", "Variant", "collect"]
+__all__ = ["Comparison", "Variant", "collect"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A point of the study: its coordinates, and what became of it under each seed."""
+    """A point of the study: its coordinates, what became of it under each seed, its configuration ({}: unknown)."""
 
     label: str
     coordinates: Mapping[str, str]
     outcomes: Mapping[int, Outcome]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_done(self) -> int:
@@ -50,16 +54,6 @@ class Variant:
         known = [getattr(outcome.cost, name) for outcome in self.outcomes.values() if outcome.is_done]
         known = [value for value in known if not math.isnan(value)]
         return math.fsum(known) / len(known) if known else math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A method that runs report beside their own, the same in all of them: its means over images."""
-
-    method: str
-    values: Mapping[str, float]
-    gradients: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,9 +90,28 @@ class Comparison:
     notes: Sequence[str] = field(default_factory=list)
 
     @cached_property
+    def alike(self) -> list[list[int]]:
+        """Places of the variants whose settings can be compared one by one, in groups."""
+        return measured_alike([variant.config for variant in self.variants])
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """(variants, images), bool: what a whole test of the variant has, as any test of a variant measured alike."""
+        found = np.asarray((~np.isnan(next(iter(self.values.values())))).any(axis=1))
+        for group in self.alike:
+            found[group] = found[group].any(axis=0)
+        return found
+
+    @cached_property
+    def whole(self) -> Mapping[str, np.ndarray]:
+        """`values`, NaN for runs that were not tested with all their settings: a mean over easy ones would flatter."""
+        blocks = {metric: np.isnan(block) & self.measured[:, None] for metric, block in self.values.items()}
+        return {m: np.where(lacks.any(axis=2, keepdims=True), math.nan, self.values[m]) for m, lacks in blocks.items()}
+
+    @cached_property
     def summaries(self) -> Mapping[str, list[Summary]]:
-        """Mean ± s.d. of every variant, by metric; of none that was not tested with all settings."""
-        return {metric: [summarize(_whole(block)) for block in self.values[metric]] for metric in self.metrics}
+        """Mean ± s.d. of every variant, by metric; of none that was not tested with all its settings."""
+        return {metric: [summarize(block) for block in self.whole[metric]] for metric in self.metrics}
 
     @cached_property
     def paired(self) -> Mapping[str, list[Paired | None]]:
@@ -107,11 +120,11 @@ class Comparison:
 
     @cached_property
     def per_image(self) -> Mapping[str, np.ndarray]:
-        """`values`, those of an image that is measured with several settings averaged: images are what is sampled."""
+        """`whole`, averaged over the settings with which a variant has an image: images are what is sampled."""
         groups = groups_of_images(self.images)
         if len(groups) == len(self.images):
-            return self.values
-        return {m: np.stack([v[..., group].mean(-1) for group in groups], -1) for m, v in self.values.items()}
+            return self.whole
+        return {m: np.stack([_mean_known(v[..., group]) for group in groups], -1) for m, v in self.whole.items()}
 
     @property
     def n_images(self) -> int:
@@ -171,7 +184,8 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
             seed: _with_numbers(read_outcome(cell, store, states or {}), plan.metrics)
             for seed, cell in sorted(group.items())
         }
-        variants.append(Variant(next(iter(group.values())).label, dict(point), outcomes))
+        label, config = next(iter(group.values())).label, _configuration(plan, [*group.values()], store)
+        variants.append(Variant(label, dict(point), outcomes, config))
     done = [outcome for variant in variants for outcome in variant.outcomes.values() if outcome.is_done]
     seeds = sorted({seed for variant in variants for seed in variant.outcomes})
     images = common_images([{*outcome.results} for outcome in done])
@@ -183,7 +197,7 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
                 for metric, block in values.items():
                     block[i, seeds.index(seed)] = [math.nan if row is None else getattr(row, metric) for row in rows]
     versions = sorted({version for outcome in done for version in outcome.versions})
-    references, disagreeing = _references(done, images, list(plan.metrics))
+    references, disagreeing = common_references(done, images, list(plan.metrics))
     comparison = Comparison(
         name=plan.name,
         metrics=dict(plan.metrics),
@@ -196,16 +210,26 @@ def collect(plan: Plan, root: str | Path, states: Mapping[str, str] | None = Non
         references=references,
         versions=versions,
         hosts=sorted({host for outcome in done for host in outcome.hosts}),
-        notes=[*_notes(variants, done, images, versions, disagreeing), *plan.notes],
     )
+    comparison = replace(comparison, notes=[*_notes(comparison, done, disagreeing), *plan.notes])
     unmatched = _unmatched(comparison) if done and len(plan.axes) > 1 else []
     told = f"No main effect of {', '.join(unmatched)}: no two variants with results differ in that alone."
     return replace(comparison, notes=[*comparison.notes, told]) if unmatched else comparison
 
 
-def _whole(block: np.ndarray) -> np.ndarray:
-    """(seeds, images) without the seeds that have some images only: a mean over easy settings would flatter."""
-    return np.where(np.isnan(block).any(axis=1, keepdims=True), math.nan, block)
+def _configuration(plan: Plan, cells: Sequence[Cell], store: Path) -> Mapping[str, Any]:
+    """Of one of a variant's tests, as it was run; a plan that was read from its file has none."""
+    for cell in cells:
+        with contextlib.suppress(StudyError):
+            return read_yaml(store / cell.final / "planned.yaml")
+    run = plan.runs.get(cells[0].final)
+    return (run and run.config) or {}
+
+
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN if all is."""
+    n = (~np.isnan(values)).sum(axis=-1)
+    return np.nansum(values, axis=-1) / np.where(n, n, math.nan)
 
 
 def _unmatched(comparison: Comparison) -> list[str]:
@@ -225,47 +249,12 @@ def _with_numbers(outcome: Outcome, metrics: Iterable[str]) -> Outcome:
     return outcome
 
 
-def _references(
-    done: Sequence[Outcome], images: Sequence[str], metrics: Sequence[str]
-) -> tuple[list[Reference], list[str]]:
-    """Methods whose numbers on the common images are the same in all runs, and the names of those that are not."""
-    references, disagreeing = [], []
-    shared = [name for name in (done[0].references if done else {}) if all(name in o.references for o in done)]
-    for name in shared:
-        tables = [[outcome.references[name].get(image) for image in images] for outcome in done]
-        rows = [row for row in tables[0] if row is not None]
-        if len(rows) < len(images) or not all(_agree(rows, table, metrics) for table in tables):
-            disagreeing.append(name)
-            continue
-        values = {metric: float(np.mean([getattr(row, metric) for row in rows])) for metric in metrics}
-        gradients, seconds = (float(np.mean([getattr(row, key) for row in rows])) for key in ("n_gradients", "seconds"))
-        references.append(Reference(name, values, gradients, seconds))
-    return references, disagreeing
-
-
-def _agree(rows: Sequence[Result], others: Sequence[Result | None], metrics: Sequence[str]) -> bool:
-    """Whether two runs report the same quality; time differs from run to run."""
-    compared = [metric for metric in metrics if metric != "seconds"]
-    return all(
-        other is not None
-        and np.allclose(
-            [getattr(row, m) for m in compared], [getattr(other, m) for m in compared], rtol=1e-4, equal_nan=True
-        )
-        for row, other in zip(rows, others, strict=True)
-    )
-
-
-def _notes(
-    variants: Sequence[Variant],
-    done: Sequence[Outcome],
-    images: Sequence[str],
-    versions: Sequence[Version],
-    disagreeing: Sequence[str],
-) -> list[str]:
+def _notes(comparison: Comparison, done: Sequence[Outcome], disagreeing: Sequence[str]) -> list[str]:
     notes = []
-    n_cells = sum(len(variant.outcomes) for variant in variants)
-    if len(done) < n_cells:
-        notes.append(f"{n_cells - len(done)} of {n_cells} cells have no results; they are shown as such.")
+    variants, images, versions = comparison.variants, comparison.images, comparison.versions
+    n_missing = comparison.n_cells - len(done)
+    if n_missing:
+        notes.append(f"{n_missing} of {comparison.n_cells} cells have no results; they are shown as such.")
     codes = {version.code or version.commit for version in versions}
     if len(codes) > 1:
         counts = {v: sum(v in outcome.versions for outcome in done) for v in versions}
@@ -276,9 +265,11 @@ def _notes(
         notes.append(
             f"Runs have up to {n_most} images, but only {len(images)} are common to all; only those are compared."
         )
-    partly = [
-        v.label for v in variants if any(o.is_done and not {*images} <= {*o.results} for o in v.outcomes.values())
-    ]
+    if done and len(comparison.alike) > 1:
+        notes.append("Variants were measured with different settings; each has its means over its own.")
+    whole, values = (next(iter(blocks.values())) for blocks in (comparison.whole, comparison.values))
+    lost = np.asarray((np.isnan(whole) & ~np.isnan(values)).any(axis=(1, 2)))
+    partly = [variant.label for variant, some in zip(variants, lost, strict=True) if some]
     if partly:
         notes.append(f"Tested with some settings only, and without a mean over all: {', '.join(partly)}.")
     if done and max(variant.n_done for variant in variants) == 1:
@@ -286,7 +277,7 @@ def _notes(
             "One seed per variant: intervals are over images only, the training spread is unknown, "
             "and no winner is declared."
         )
-    n_images = len(groups_of_images(images))
+    n_images = comparison.n_images
     if done and n_images == 1:
         notes.append("One image: there are no intervals.")
     elif done and n_images < FEWEST:

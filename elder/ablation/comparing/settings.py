@@ -6,35 +6,20 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from elder.ablation.comparing.acquisitions import names_of_settings
 from elder.ablation.comparing.formats import HEADINGS, escape_markdown, show, show_interval
 from elder.ablation.comparing.image_names import split_setting
 from elder.ablation.comparing.results import Comparison, Variant
 
-__all__ = ["by_setting", "names_of_settings", "write_settings"]
+__all__ = ["by_setting", "write_settings"]
 
 _COSTS = ("n_gradients", "seconds")
-
-
-def names_of_settings(config: Mapping[str, Any]) -> list[str]:
-    """What tells the settings of a configuration apart: its noise levels, else its masks, kernels or losses.
-
-    With several noise levels, all masks or kernels of one level have the same name, and are averaged.
-    """
-    arguments = config.get("data", {}).get("init_args", {}).get("acquisition", {}).get("init_args", {})
-    levels = arguments.get("noise", {}).get("init_args", {}).get("sigma")
-    choices = [value for name, value in arguments.items() if name != "noise" and isinstance(value, list)]
-    n_operators = math.prod(map(len, choices))
-    if isinstance(levels, list) and len(levels) > 1:
-        return [f"σ {level:g}" for level in levels] * n_operators
-    names = [_name(choice) for choice in choices[0]] if len(choices) == 1 else []
-    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def by_setting(comparison: Comparison, names: Sequence[str] = ()) -> dict[str, Comparison]:
@@ -61,41 +46,52 @@ def by_setting(comparison: Comparison, names: Sequence[str] = ()) -> dict[str, C
     return {name: _restricted(comparison, positions) for name, positions in joined.items()}
 
 
-def write_settings(comparison: Comparison, folder: str | os.PathLike[str], names: Sequence[str] = ()) -> list[Path]:
+def write_settings(comparison: Comparison, folder: str | os.PathLike[str]) -> list[Path]:
     """Write settings.md (a column per setting) and settings.csv (a row per variant and setting).
+
+    The names of settings are those of the variants' configurations. Variants with different settings are in tables of
+    their own, each compared with the one that differs least from the baseline, in the first row.
 
     Args:
         comparison: The study.
         folder: An existing one.
-        names: As in `by_setting`.
 
     Returns:
         The files; none if there is only one setting.
     """
-    parts = by_setting(comparison, names)
-    if not parts:
+    found = (by_setting(part, _names(part)) for part in _measured_alike(comparison))
+    tables = [parts for parts in found if parts]
+    if not tables:
         return []
     paths = [Path(folder) / name for name in ("settings.md", "settings.csv")]
-    paths[0].write_text(_markdown(parts), encoding="utf-8")
-    paths[1].write_text(_csv(parts), encoding="utf-8")
+    paths[0].write_text(_markdown(tables), encoding="utf-8")
+    paths[1].write_text(_csv(tables), encoding="utf-8")
     return paths
 
 
-def _name(choice: Any) -> str:
-    """A number, or the file and the numbers that a mask or kernel is made from."""
-    if not isinstance(choice, Mapping):
-        return f"{choice:g}"
-    arguments = choice.get("init_args") or {}
-    numbers = {k: v for k, v in arguments.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    words = [*([Path(arguments["path"]).stem] if arguments.get("path") else [])]
-    words += [f"{k} {v:g}" for k, v in numbers.items()]
-    return f"{choice['class_path'].rpartition('.')[2]} {', '.join(words)}".strip()
+def _measured_alike(comparison: Comparison) -> list[Comparison]:
+    """The comparisons of variants that have the same settings, in order of their distance from the baseline."""
+    if len(comparison.alike) < 2:
+        return [comparison]
+    own = [sorted(group, key=lambda i: _distance(comparison, i)) for group in comparison.alike]
+    return [_restricted(comparison, np.flatnonzero(comparison.measured[rows[0]]).tolist(), rows) for rows in own]
 
 
-def _restricted(comparison: Comparison, positions: Sequence[int]) -> Comparison:
-    images = [comparison.images[i] for i in positions]
-    values = {metric: block[:, :, positions] for metric, block in comparison.values.items()}
-    return replace(comparison, images=images, values=values, references=())
+def _distance(comparison: Comparison, i: int) -> int:
+    """In how many coordinates a variant differs from the baseline."""
+    return len({*comparison.variants[i].coordinates.items()} - {*comparison.baseline.items()})
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return next((names for v in comparison.variants if (names := names_of_settings(v.config))), [])
+
+
+def _restricted(comparison: Comparison, positions: Sequence[int], rows: list[int] | None = None) -> Comparison:
+    """To some images, and to some variants."""
+    rows = [*range(len(comparison.variants))] if rows is None else rows
+    variants, images = [comparison.variants[i] for i in rows], [comparison.images[i] for i in positions]
+    values = {metric: block[rows][:, :, positions] for metric, block in comparison.values.items()}
+    return replace(comparison, variants=variants, images=images, values=values, references=())
 
 
 def _order(setting: str) -> tuple[bool, float, str]:
@@ -103,16 +99,20 @@ def _order(setting: str) -> tuple[bool, float, str]:
     return (False, float(setting), "") if setting.isdecimal() else (True, 0.0, setting)
 
 
-def _markdown(parts: dict[str, Comparison]) -> str:
-    first = next(iter(parts.values()))
+def _markdown(tables: Sequence[dict[str, Comparison]]) -> str:
     lines = []
-    for metric in first.metrics:
-        lines += [f"| {HEADINGS[metric]} by setting | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
-        for i, variant in enumerate(first.variants):
-            cells = [_cell(part, metric, i) for part in parts.values()]
-            lines.append(f"| {escape_markdown(variant.label)} | {' | '.join(cells)} |")
-        lines.append("")
+    for metric in _first(tables).metrics:
+        for parts in tables:
+            lines += [f"| {HEADINGS[metric]} by setting | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
+            for i, variant in enumerate(_first([parts]).variants):
+                cells = [_cell(part, metric, i) for part in parts.values()]
+                lines.append(f"| {escape_markdown(variant.label)} | {' | '.join(cells)} |")
+            lines.append("")
     return "\n".join(lines)
+
+
+def _first(tables: Sequence[dict[str, Comparison]]) -> Comparison:
+    return next(iter(tables[0].values()))
 
 
 def _cell(part: Comparison, metric: str, i: int) -> str:
@@ -120,14 +120,14 @@ def _cell(part: Comparison, metric: str, i: int) -> str:
     return mean if paired is None else f"{mean} ({show_interval(metric, paired)})"
 
 
-def _csv(parts: dict[str, Comparison]) -> str:
+def _csv(tables: Sequence[dict[str, Comparison]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    metrics = list(next(iter(parts.values())).metrics)
+    metrics = list(_first(tables).metrics)
     columns = [f"{metric}{suffix}" for metric in metrics for suffix in ("", "_difference", "_lo", "_hi")]
     costs = [cost for cost in _COSTS if cost not in metrics]
     writer.writerow(["setting", "variant", "n_images", *columns, *costs, "runs"])
-    for setting, part in parts.items():
+    for setting, part in (item for parts in tables for item in parts.items()):
         for i, variant in enumerate(part.variants):
             tested = any(part.images[0] in outcome.results for outcome in variant.outcomes.values() if outcome.is_done)
             row: list[object] = [setting, variant.label, len(part.images) if tested else 0]

@@ -82,7 +82,8 @@ def runs_csv(comparison: Comparison) -> str:
     rows = []
     for i, variant in enumerate(comparison.variants):
         for seed, outcome in variant.outcomes.items():
-            blocks = [comparison.values[metric][i, comparison.seeds.index(seed)] for metric in comparison.metrics]
+            blocks = [comparison.whole[metric][i, comparison.seeds.index(seed)] for metric in comparison.metrics]
+            blocks = [block[comparison.measured[i]] for block in blocks]
             rows.append(
                 [
                     outcome.hash,
@@ -146,8 +147,11 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 def count_images(comparison: Comparison) -> str:
     """As "50 images", or "50 images (250 measurements)" where each is measured with several settings."""
-    n, measured = comparison.n_images, len(comparison.images)
-    return f"{n} images" if n == measured else f"{n} images ({measured} measurements)"
+    n, measured = comparison.n_images, comparison.measured.sum(axis=1)
+    if n == len(comparison.images):
+        return f"{n} images"
+    counts = sorted({int(m) for m in measured if m})
+    return f"{n} images ({' to '.join(map(str, [counts[0], *counts[1:][-1:]]))} measurements)"
 
 
 def in_words(comparison: Comparison, metric: str) -> str:
