@@ -129,6 +129,28 @@ def test_few_images_have_finite_intervals(n_images: int) -> None:
     assert np.mean((lo <= 0) & (hi >= 0)) > 0.93
 
 
+@pytest.mark.parametrize("n_different", [1, 2, 3])
+@pytest.mark.parametrize("n_images", [6, 20, 68])
+def test_a_difference_in_few_images_has_students_interval(n_different: int, n_images: int) -> None:
+    images = np.zeros(n_images)
+    images[:n_different] = 1.0
+    low, high = stats.ttest_1samp(images, 0).confidence_interval(0.95)
+    got = estimate(np.tile(images, (3, 1)))
+    assert (got.lo, got.hi) == pytest.approx((low, high), rel=5e-3)
+    noisy = estimate(np.tile(images, (3, 1)) + 1e-6 * np.random.default_rng(0).standard_normal((3, n_images)))
+    assert (noisy.lo, noisy.hi) == pytest.approx((low, high), rel=5e-3)
+
+
+@pytest.mark.parametrize("n_different", [1, 2, 3])
+@pytest.mark.parametrize("n_images", [6, 20, 68])
+def test_differences_of_mean_zero_in_few_images_are_covered(n_different: int, n_images: int) -> None:
+    generator = np.random.default_rng([n_different, n_images])
+    values = np.zeros((REPETITIONS, 3, n_images))
+    values[..., :n_different] = generator.standard_normal((REPETITIONS, 1, n_different))
+    lo, hi, p = intervals(values)
+    assert np.mean((lo <= 0) & (hi >= 0)) > 0.95 and np.mean(p < 0.05) < 0.05
+
+
 def test_one_image_has_no_interval() -> None:
     got = estimate(np.array([[0.1], [0.2]]))
     assert got.mean == pytest.approx(0.15)

@@ -13,7 +13,7 @@ LEVEL = 0.95
 _DRAWS = 9_999  # the smallest p is 2 / (_DRAWS + 1)
 FEWEST = 5  # images from which something may be called better
 _RESAMPLED = 6  # images; of fewer, too many resamples are n times the same image
-_FLOOR = 1e-12  # variance of such a resample, as a part of the images' variance: its t is practically infinite
+_FLOOR = 1e-4  # variance of a resample, as a part of the images', below which its t is practically infinite
 
 
 def intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,9 +30,11 @@ def intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     Davison and Hinkley, Bootstrap Methods and their Application, 1997, §5.2.1), which carries the skewness of images
     into the interval. Drawing I − 1 instead of I widens the interval of very few images, where the bootstrap-t is too
     short (Hesterberg, Unbiasing the bootstrap, 2004, draws so for its variance). Of fewer than 6 images it is drawn
-    from Student's t with I − 1 degrees of freedom. t*_seeds is always drawn from Student's t with S − 1: three or five
-    training runs show no shape that could be resampled, and a bootstrap of them would understate their variance by
-    (S − 1)/S and its uncertainty altogether.
+    from Student's t with I − 1 degrees of freedom, and so it is where a difference sits in three images or fewer: more
+    than 2.5 % of the resamples are then of images that are practically equal, and their t, without bound, would be an
+    end of the interval. t*_seeds is always drawn from Student's t with S − 1: three or five training runs show no shape
+    that could be resampled, and a bootstrap of them would understate their variance by (S − 1)/S and its uncertainty
+    altogether.
 
     Both variances hold their share of ε, so that ε counts twice in the sum: as in Owen, The pigeonhole bootstrap
     (Annals of Applied Statistics 1(2), 2007, theorem 3), this errs on the safe side. The sum of two scaled t is the
@@ -85,7 +87,9 @@ def _image_draws(means: np.ndarray) -> np.ndarray:
     shares = _resamples(n_images, size)
     mean = centred @ shares
     variance = (centred**2) @ shares - mean**2
-    return mean / np.sqrt(np.maximum(variance, _FLOOR) / (size - 1))
+    draws = mean / np.sqrt(np.maximum(variance, _FLOOR) / (size - 1))
+    draws[(variance < _FLOOR).mean(axis=1) > (1 - LEVEL) / 2] = _t_draws(size, 0)
+    return draws
 
 
 @lru_cache(maxsize=8)
