@@ -15,6 +15,8 @@ from elder.ablation.comparing.image_names import groups_of_images, split_setting
         ("a.png", None),
         ("head.h5/3", None),
         ("heads.mat/3", None),
+        ("ground_truth_test_000.hdf5/127", None),
+        ("ground_truth_test_000.hdf5/127/1", ("ground_truth_test_000.hdf5/127", "1")),
     ],
 )
 def test_the_setting_is_what_follows_the_image(name: str, parts: tuple[str, str] | None) -> None:

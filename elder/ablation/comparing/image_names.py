@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 __all__ = ["common_images", "groups_of_images", "split_setting"]
 
-_HOLDS_MANY = (".h5", ".mat", ".npy", ".npz")  # files: what follows them in a name tells which of their images it is
+# Files that hold many images: what follows them in a name tells which it is.
+_HOLDS_MANY = (".h5", ".hdf5", ".mat", ".npy", ".npz")
 
 
 def split_setting(name: str) -> tuple[str, str] | None:
