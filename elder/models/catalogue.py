@@ -37,8 +37,8 @@ class Card:
         data: Where its training and test images come from.
         command: That trains it.
         code: Commit that it was trained with, where the run has recorded it.
-        results: By method, of its test: number of images, mean and standard deviation of the PSNR in dB, SSIM,
-            evaluations of ∇R and seconds per image.
+        results: By method, of its test: number of images, and of measurements where these are more, mean and standard
+            deviation over images of the PSNR in dB, SSIM, evaluations of ∇R and seconds per measurement.
         bytes: Size of the weights.
         sha256: By file. Empty for weights that do not ship, which `command` makes.
     """

@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elder.reporting.image_names import groups_of_images
+
 __all__ = [
     "RESULT_FIELDS",
     "Result",
@@ -39,6 +41,10 @@ class Result(NamedTuple):
 
 RESULT_FIELDS = Result._fields
 _TYPES = (str, str, float, float, float, int, float)
+_CAPTIONS = (
+    "mean ± s.d. over n images; gradients and seconds per image",
+    "mean ± s.d. over n images (measurements); gradients and seconds per measurement",
+)
 
 
 class Statistic(NamedTuple):
@@ -49,14 +55,20 @@ class Statistic(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """One method over its images."""
+    """One method over its images, of which each may be measured with several settings."""
 
     n_images: int
+    n_measurements: int
     psnr: Statistic  # dB
     ssim: Statistic
-    n_gradients: float  # mean
-    seconds: float  # mean
-    worst_residual: float  # largest of all images, NaN if any is
+    n_gradients: float  # mean, per measurement
+    seconds: float  # mean, per measurement
+    worst_residual: float  # largest of all measurements, NaN if any is
+
+    @property
+    def count(self) -> str:
+        """As "68", or "68 (340)" images with 340 measurements."""
+        return f"{self.n_images}" + (f" ({self.n_measurements})" if self.n_measurements > self.n_images else "")
 
 
 def write_results(path: str | os.PathLike[str], rows: Iterable[Result]) -> None:
@@ -94,6 +106,8 @@ def read_results(path: str | os.PathLike[str]) -> list[Result]:
 def summarize(rows: Iterable[Result]) -> dict[str, Summary]:
     """Mean ± sample standard deviation over images, per method, in order of first appearance.
 
+    An image that is measured with several settings ("a.png/0", "a.png/1") counts once, with its mean over these.
+
     Raises:
         ValueError: If a method has two rows for one image.
     """
@@ -118,7 +132,7 @@ def print_table(summaries: Mapping[str, Summary], console: Console | None = None
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption="mean ± s.d. over n images; gradients and seconds per image",
+        caption=_CAPTIONS[any(s.n_measurements > s.n_images for s in summaries.values())],
         caption_justify="left",
     )
     table.add_column("method", overflow="fold", min_width=12)
@@ -126,7 +140,7 @@ def print_table(summaries: Mapping[str, Summary], console: Console | None = None
         table.add_column(heading, justify="right", no_wrap=True)
     for method, s in summaries.items():
         numbers = _cell(s.n_gradients, ".1f"), _cell(s.seconds, ".3f"), _cell(s.worst_residual, ".1e")
-        table.add_row(method, str(s.n_images), _plus_minus(s.psnr, ".2f"), _plus_minus(s.ssim, ".3f"), *numbers)
+        table.add_row(method, s.count, _plus_minus(s.psnr, ".2f"), _plus_minus(s.ssim, ".3f"), *numbers)
     (console or Console()).print(table)
 
 
@@ -136,10 +150,12 @@ def _typed(row: Iterable[object]) -> Result:
 
 def _summary(rows: list[Result]) -> Summary:
     residuals = [row.residual for row in rows]
+    images = [[rows[i] for i in group] for group in groups_of_images([row.image for row in rows])]
     return Summary(
+        len(images),
         len(rows),
-        _statistic([row.psnr for row in rows]),
-        _statistic([row.ssim for row in rows]),
+        _statistic([_statistic([row.psnr for row in image]).mean for image in images]),
+        _statistic([_statistic([row.ssim for row in image]).mean for image in images]),
         _statistic([float(row.n_gradients) for row in rows]).mean,
         _statistic([row.seconds for row in rows]).mean,
         math.nan if any(map(math.isnan, residuals)) else max(residuals),

@@ -108,6 +108,7 @@ def _results(path: Path) -> dict[str, dict[str, float]]:
     return {
         method: {
             "images": summary.n_images,
+            **({"measurements": summary.n_measurements} if summary.n_measurements > summary.n_images else {}),
             "psnr": round(summary.psnr.mean, 2),
             **({"psnr_sd": round(summary.psnr.sd, 2)} if summary.n_images > 1 else {}),
             "ssim": round(summary.ssim.mean, 4),

@@ -41,7 +41,7 @@ def _rows(cards: Iterable[Card]) -> Iterable[str]:
         others = [f"{method} {result['psnr']:.2f}" for method, result in card.results.items() if method != LEARNED]
         note = "" if card.ships else f"; not shipped, made by `{card.command}`"
         yield (
-            f"| `{card.name}` | {card.title}{note} | {card.parameters:,} | {_range(card)} | {own.get('images', '–')} | "
+            f"| `{card.name}` | {card.title}{note} | {card.parameters:,} | {_range(card)} | {_count(own)} | "
             f"{_psnr(own)} | {', '.join(others)} |"
         )
 
@@ -51,6 +51,11 @@ def _range(card: Card) -> str:
         return "–"
     low, high = card.noise
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _count(result: Mapping[str, float]) -> str:
+    measurements = f" ({result['measurements']})" if "measurements" in result else ""
+    return f"{result.get('images', '–')}{measurements}"
 
 
 def _psnr(result: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from elder.ablation.comparing.contrasts import contrasts, write_contrasts
 from elder.ablation.comparing.results import Comparison, collect
 from elder.ablation.comparing.statistics import estimate
+from elder.ablation.comparing.tables import table_csv
 from tests.ablation.comparisons import AXES, make_plan, write_failure, write_study
 
 
@@ -61,6 +62,7 @@ def test_the_settings_of_an_image_are_one_sample(tmp_path: Path) -> None:
     assert comparison.n_images == 6 and len(comparison.images) == 18
     assert {c.differences["psnr"].n_images for c in contrasts(comparison)} == {6}
     assert {p.difference.n_images for p in comparison.paired["psnr"] if p} == {6}
+    assert {row["n_images"] for row in csv.DictReader(table_csv(comparison).splitlines())} == {"6"}
     blocks = comparison.values["psnr"].reshape(6, 3, 6, 3)  # a/0 a/1 a/2 b/0 …, in order of name
     np.testing.assert_allclose(comparison.per_image["psnr"], blocks.mean(axis=-1))
 

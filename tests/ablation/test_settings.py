@@ -88,6 +88,18 @@ def test_settings_of_one_name_are_joined(comparison: Comparison) -> None:
     assert {name: len(part.images) for name, part in parts.items()} == {"σ 0.1": 12, "σ 0.2": 6, "10": 6}
     both = np.concatenate([by_setting(comparison)[setting].values["psnr"] for setting in "02"], axis=2)
     np.testing.assert_array_equal(parts["σ 0.1"].values["psnr"], both)
+    assert parts["σ 0.1"].n_images == 6
+
+
+def test_csv_counts_each_image_of_joined_settings_once(comparison: Comparison, tmp_path: Path) -> None:
+    acquisition = {"init_args": {"noise": {"init_args": {"sigma": [0.1, 0.2]}}, "kernel": [1, 2]}}
+    config = {"data": {"init_args": {"acquisition": acquisition}}}
+    variants = [replace(variant, config=config) for variant in comparison.variants]
+    _, path = write_settings(replace(comparison, variants=variants), tmp_path)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["setting"], row["n_images"]) for row in rows if row["variant"] == "baseline"] == [
+        ("σ 0.1", "6"), ("σ 0.2", "6"), ("10", "6")
+    ]  # fmt: skip
 
 
 def test_settings_are_named_after_what_the_configuration_lists() -> None:

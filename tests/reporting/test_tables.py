@@ -78,6 +78,24 @@ def test_summary_is_mean_and_sample_deviation() -> None:
     assert math.isnan(zero.worst_residual)
 
 
+def test_an_image_that_is_measured_with_several_settings_counts_once() -> None:
+    psnr = np.array([[20.0, 30.0], [22.0, 32.0], [27.0, 37.0]])
+    rows = [
+        Result("m", f"{i}.png/{k}", psnr[i, k], 0.5, 1e-3 * (i + k), 10 * (k + 1), 1.0)
+        for k in (0, 1)
+        for i in range(3)
+    ]
+    (summary,) = summarize(rows).values()
+    assert (summary.n_images, summary.n_measurements, summary.count) == (3, 6, "3 (6)")
+    assert summary.psnr == pytest.approx((psnr.mean(), psnr.mean(axis=1).std(ddof=1)))
+    assert (summary.n_gradients, summary.worst_residual) == (15, 3e-3)
+    lines = text(rows).splitlines()
+    assert "m 3 (6) 28.00 ± 3.61 0.500 ± 0.000 15.0 1.000 3.0e-03" in [" ".join(line.split()) for line in lines]
+    assert "n images (measurements)" in lines[-1] + lines[-2] and max(map(len, lines)) <= 80
+    (alone,) = summarize([row._replace(image=f"heads.h5/{i}") for i, row in enumerate(rows)]).values()
+    assert alone.count == "6" and alone.psnr.sd == pytest.approx(psnr.std(ddof=1))
+
+
 def test_an_exact_reconstruction_has_infinite_psnr() -> None:
     rows = [Result("m", name, math.inf, 1.0, 0.0, 1, 1.0) for name in "ab"]
     assert summarize(rows)["m"].psnr.mean == math.inf

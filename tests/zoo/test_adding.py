@@ -15,6 +15,7 @@ from elder.models.regularizers import Ridge
 from elder.models.weights import read_about, write_prior
 from elder.operators import Identity, Mask
 from elder.reporting.metrics_file import STEPS_KEPT, read_lines
+from elder.reporting.tables import Result, write_results
 from elder.zoo.adding import SIZE_LIMIT, add
 from elder.zoo.document import table
 from elder.zoo.loading import load
@@ -43,6 +44,15 @@ def test_a_run_becomes_a_model_that_is_the_run(tmp_path: Path, catalogue: Catalo
     assert sum("train/loss" in line for line in log) == STEPS_KEPT and log[-1] == {"step": 600, "val/psnr": 30.0}
     assert add(run, "mine", None, catalogue).title == "A title"  # kept when it is added again
     assert len(catalogue) == 1
+
+
+def test_an_image_that_is_measured_with_several_settings_counts_once(tmp_path: Path, catalogue: Catalogue) -> None:
+    run = denoiser_run(tmp_path / "run")
+    psnr = {"a.png/0": 20.0, "a.png/1": 30.0, "b.png/0": 22.0, "b.png/1": 32.0}
+    write_results(run / "results.csv", [Result(LEARNED, name, x, 0.5, 1e-3, 10, 0.1) for name, x in psnr.items()])
+    results = add(run, "mine", None, catalogue).results[LEARNED]
+    assert [results[key] for key in ("images", "measurements", "psnr", "psnr_sd")] == [2, 4, 26.0, 1.41]
+    assert "| 2 (4) | 26.00 ± 1.41 |" in table(catalogue)
 
 
 def test_the_solution_is_that_of_the_reconstruction_and_differentiable_on_request(tmp_path: Path) -> None:

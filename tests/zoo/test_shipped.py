@@ -21,6 +21,7 @@ from elder.models.catalogue import CONFIG, INDEX, shipped
 from elder.operators import Mask
 from elder.reporting.tables import read_results
 from elder.zoo.command_line import DOCUMENT
+from elder.zoo.description import describe
 from elder.zoo.document import table
 from tests.runs import ROOT
 from tests.zoo.runs import tiny
@@ -52,6 +53,7 @@ def test_every_shipped_model_works_as_its_card_says(name: str) -> None:
     assert result.shape == x.shape and result.dtype == x.dtype and result.isfinite().all()
     assert not result.requires_grad
     assert model.card.results[LEARNED]["images"] > 0
+    assert model.card.results == describe(shipped().folder / name, model.card.parameters).results
 
 
 @pytest.mark.parametrize("name", [name for name in PRESENT if "Bundled" in shipped()[name].data])

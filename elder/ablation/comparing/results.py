@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from elder.ablation.comparing.acquisitions import measured_alike
-from elder.ablation.comparing.image_names import common_images, groups_of_images
 from elder.ablation.comparing.intervals import FEWEST
 from elder.ablation.comparing.outcomes import COLUMNS, Outcome, Version, read_curves, read_outcome
 from elder.ablation.comparing.references import Reference, common_references
 from elder.ablation.comparing.statistics import Effect, Paired, Summary, compare, main_effects, summarize
 from elder.ablation.planning.documents import StudyError, read_yaml
+from elder.reporting.image_names import common_images, groups_of_images
 
 if TYPE_CHECKING:
     from elder.ablation.planning.plan import Cell, Plan

@@ -14,8 +14,8 @@ import numpy as np
 
 from elder.ablation.comparing.acquisitions import names_of_settings
 from elder.ablation.comparing.formats import HEADINGS, escape_markdown, show, show_interval
-from elder.ablation.comparing.image_names import split_setting
 from elder.ablation.comparing.results import Comparison, Variant
+from elder.reporting.image_names import split_setting
 
 __all__ = ["by_setting", "write_settings"]
 
@@ -130,7 +130,7 @@ def _csv(tables: Sequence[dict[str, Comparison]]) -> str:
     for setting, part in (item for parts in tables for item in parts.items()):
         for i, variant in enumerate(part.variants):
             tested = any(part.images[0] in outcome.results for outcome in variant.outcomes.values() if outcome.is_done)
-            row: list[object] = [setting, variant.label, len(part.images) if tested else 0]
+            row: list[object] = [setting, variant.label, part.n_images if tested else 0]
             for metric in metrics:
                 paired = part.paired[metric][i]
                 row.append(part.summaries[metric][i].mean)

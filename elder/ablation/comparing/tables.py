@@ -66,7 +66,7 @@ def table_csv(comparison: Comparison) -> str:
     rows = []
     for i, variant in enumerate(comparison.variants):
         row: list[object] = [variant.label, *(variant.coordinates.get(axis, "") for axis in axes)]
-        row += [variant.n_done, len(comparison.images) if variant.n_done else 0]
+        row += [variant.n_done, comparison.n_images if variant.n_done else 0]
         for metric in comparison.metrics:
             summary, paired = comparison.summaries[metric][i], comparison.paired[metric][i]
             row += [summary.mean, summary.sd, *_comparison_cells(paired)]

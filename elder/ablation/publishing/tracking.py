@@ -20,6 +20,7 @@ from elder.ablation.comparing.outcomes import LEARNED
 from elder.ablation.running.files import read_json
 from elder.ablation.running.folder import RunFolder
 from elder.ablation.running.records import Status
+from elder.reporting.image_names import groups_of_images
 from elder.reporting.metrics_file import read_metrics
 from elder.reporting.tables import RESULT_FIELDS, Result, read_results
 
@@ -165,7 +166,8 @@ def _means(rows: Iterable[Result]) -> dict[str, float]:
     numbers = [name for name in RESULT_FIELDS[2:] if name != "residual"]
     means = {f"test/{name}": math.fsum(getattr(row, name) for row in rows) / len(rows) for name in numbers}
     residuals = [row.residual for row in rows if not math.isnan(row.residual)]
-    return means | ({"test/worst_residual": max(residuals)} if residuals else {}) | {"test/n_images": len(rows)}
+    n_images = len(groups_of_images([row.image for row in rows]))
+    return means | ({"test/worst_residual": max(residuals)} if residuals else {}) | {"test/n_images": n_images}
 
 
 def _provenance(status: Status | None, attempts: Any) -> dict[str, Any]:

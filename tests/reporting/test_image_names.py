@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elder.ablation.comparing.image_names import groups_of_images, split_setting
+from elder.reporting.image_names import groups_of_images, split_setting
 
 
 @pytest.mark.parametrize(
