@@ -22,6 +22,7 @@ from elder.operators.acquisition import Acquisition
 from elder.operators.elementary import Fourier
 
 SIZE = 96, 128
+PROJECTS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # what pip calls packages of another name
 VERSION = "bundled-mri-1"  # to be raised with every change of the contents
 
 
@@ -224,6 +225,7 @@ def package_file(package: str, path: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None or not (found := Path(spec.origin).parent / path).exists():
         raise FileNotFoundError(
-            f"bundled data: expected {path} in the package {package}, found none; install {package} from its wheel"
+            f"bundled data: expected {path} in the package {package}, found none; install "
+            f"{PROJECTS.get(package, package)} from its wheel"
         )
     return found
