@@ -57,7 +57,8 @@ class Trainer(pytorch_lightning.Trainer):
             parameters: What is tuned: strength, sigma, sigma_factor, scale; null: all of the first three that there
                 are, without those that are `fixed`.
             factor: Largest ratio of a tuned value to the present one, up or down.
-            max_evaluations: Largest number of times that all validation images are reconstructed.
+            max_evaluations: Largest number of times that all validation images are reconstructed, to a relative
+                residual of 1e-3 or what the solver asks for, if that is looser.
             weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
 
         Raises:
