@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from rich.console import Console
 from rich.progress import track
 
+from elder.atomic import replace
 from elder.datamodules.base import Batch, ImagingDataModule
 from elder.models.reconstruction import SCALARS
 from elder.models.reconstruction_module import ReconstructionModule
@@ -24,7 +25,6 @@ from elder.models.tracing import Trace, trace
 from elder.models.tuning import Parameter, Tuned, tunable, tune
 from elder.models.weights import check_weights, write_prior
 from elder.reporting.certificates import draw_certificates, print_certificates, write_certificates
-from elder.reporting.documents import replace
 from elder.reporting.traces import draw_traces, print_traces, write_traces
 from elder.solvers import BacktrackingProximalGradient, Solver
 

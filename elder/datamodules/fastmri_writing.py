@@ -5,9 +5,6 @@ Source: Zbontar et al., fastMRI: An Open Dataset and Benchmarks for Accelerated 
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -15,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elder.atomic import replacing
 from elder.datamodules.fastmri_files import center_crop, low_frequencies, root_sum_of_squares
 from elder.operators.elementary import Fourier
 
@@ -63,7 +61,7 @@ def write_volume(
         start, stop = low_frequencies(mask)
         attributes |= {"acceleration": round(columns / int(mask.sum())), "num_low_frequency": stop - start}
     contents["kspace"] = kspace.to(torch.complex64).numpy()
-    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for key, value in contents.items():
             file[key] = value
         file.attrs.update(attributes)
@@ -71,19 +69,8 @@ def write_volume(
 
 def write_reconstruction(path: Path, images: Tensor) -> None:
     """Write (slices, rows, columns) real images as a fastMRI submission, dataset `reconstruction`, atomically."""
-    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file["reconstruction"] = images.detach().cpu().float().numpy()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when all is written: readers see all of a file or none."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _HEADER = (

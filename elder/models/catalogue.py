@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from elder.atomic import replacing
+
 __all__ = ["CONFIG", "INDEX", "WEIGHTS", "Card", "Catalogue", "sha256", "shipped"]
 
 INDEX = "index.yaml"
@@ -128,12 +130,11 @@ class Catalogue(Mapping[str, Card]):
     def save(self, card: Card) -> None:
         """Write one card into the index, in place of one of that name."""
         entries = {**self._cards, card.name: card}
-        part = self.folder / f"{INDEX}.part"
         header = "# The trained models, written by `python main.py zoo add RUN NAME`; docs/zoo.md explains them.\n"
         content = {name: _entry(entries[name]) for name in sorted(entries)}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        part.write_text(header + text, encoding="utf-8")
-        part.replace(self.folder / INDEX)
+        with replacing(self.folder / INDEX) as part:
+            part.write_text(header + text, encoding="utf-8")
         self._cards = {name: entries[name] for name in sorted(entries)}
 
 

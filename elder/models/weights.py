@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from elder.atomic import replacing
 from elder.models.catalogue import WEIGHTS, shipped
 from elder.models.reconstruction import SCALARS
 from elder.models.regularizers import Confined
@@ -123,9 +124,8 @@ def restore_scalars(module: nn.Module, about: Mapping[str, Any], source: str) ->
 def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> None:
     """Write a prior's weights as safetensors, with a few facts about them as its metadata."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in prior.state_dict().items()}
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(safetensors.torch.save(state, {"about": json.dumps(about, default=str)}))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(safetensors.torch.save(state, {"about": json.dumps(about, default=str)}))
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

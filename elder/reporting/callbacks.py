@@ -16,11 +16,11 @@ from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from torch import Tensor
 
+from elder.atomic import replace
 from elder.datamodules.base import Batch, volume_and_slice
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.fastmri_writing import write_reconstruction
 from elder.metrics import LEARNED, gathered, magnitude
-from elder.reporting.documents import replace
 from elder.reporting.images_file import TRUTH, to_array, write_images
 from elder.reporting.pictures import comparison, drawn, panel
 from elder.reporting.tables import Result, print_table, summarize, write_results

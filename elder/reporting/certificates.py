@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elder.atomic import replacing
 from elder.models.stability import Certificate
 
 __all__ = ["CERTIFICATE_FIELDS", "Certificates", "draw_certificates", "print_certificates", "write_certificates"]
@@ -35,12 +36,10 @@ _HEADINGS = {
 def write_certificates(path: str | os.PathLike[str], found: Certificates) -> None:
     """Write a line for each image; the file appears, or is replaced, when it is complete."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.tmp")
-    with part.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, ("image", *CERTIFICATE_FIELDS))
         writer.writeheader()
         writer.writerows({"image": image, **numbers} for image, numbers in found.items())
-    part.replace(path)
 
 
 def print_certificates(found: Certificates, console: Console | None = None) -> None:

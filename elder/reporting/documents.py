@@ -1,17 +1,12 @@
-"""Texts that are written as a whole, and parts of Markdown files that the program writes between two marks."""
+"""Parts of Markdown files that the program writes, between two marks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["replace", "replace_between"]
+from elder.atomic import replace
 
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that appears, or is replaced, when it is complete."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+__all__ = ["replace_between"]
 
 
 def replace_between(path: Path, begin: str, end: str, text: str) -> None:
@@ -25,4 +20,4 @@ def replace_between(path: Path, begin: str, end: str, text: str) -> None:
     _, last, after = rest.partition(end)
     if not first or not last:
         raise ValueError(f"{path}: expected the marks {begin} and {end}, found none; write them where the table goes")
-    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+    replace(path, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from elder.atomic import replacing
 from elder.metrics import magnitude
 
 __all__ = ["TRUTH", "to_array", "write_images"]
@@ -31,9 +32,7 @@ def write_images(path: str | os.PathLike[str], images: Mapping[str, Mapping[str,
         images: Arrays by method, `TRUTH` being one, and by the name of the image, whose slashes become groups.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as file:
+    with replacing(path) as part, h5py.File(part, "w") as file:
         for method, arrays in images.items():
             for name, array in arrays.items():
                 file.create_dataset(f"{method}/{name}", data=array, compression="gzip")
-    part.replace(path)

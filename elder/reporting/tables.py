@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elder.atomic import replacing
 from elder.reporting.image_names import groups_of_images
 
 __all__ = [
@@ -80,12 +81,10 @@ def write_results(path: str | os.PathLike[str], rows: Iterable[Result]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(RESULT_FIELDS)
         writer.writerows(_typed(row) for row in rows)
-    part.replace(path)
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:

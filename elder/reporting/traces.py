@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elder.atomic import replacing
 from elder.models.tracing import Trace
 
 __all__ = ["TRACE_FIELDS", "Traces", "draw_traces", "print_traces", "write_traces"]
@@ -31,15 +32,13 @@ _FAINT = 24  # curves of single images of each solver, beside the median of all
 def write_traces(path: str | os.PathLike[str], traces: Traces) -> None:
     """Write a line for each iterate; the file appears, or is replaced, when it is complete."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.tmp")
-    with part.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(TRACE_FIELDS)
         for solver, images in traces.items():
             for image, one in images.items():
                 columns = one.n_gradients, one.objective, one.residual, one.step_size, one.psnr
                 writer.writerows((image, solver, k, *row) for k, row in enumerate(zip(*columns, strict=True)))
-    part.replace(path)
 
 
 def print_traces(traces: Traces, console: Console | None = None) -> None:

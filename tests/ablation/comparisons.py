@@ -14,8 +14,9 @@ import numpy as np
 
 from elder.ablation.planning.runs import Cell, Plan, label
 from elder.ablation.running.failures import Failure, Kind
-from elder.ablation.running.files import replace, to_json
+from elder.ablation.running.files import to_json
 from elder.ablation.running.records import State, Status
+from elder.atomic import replace
 from elder.reporting.tables import Result, write_results
 
 IMAGES = tuple(f"head.h5/{k}" for k in range(6))

@@ -17,8 +17,9 @@ from elder.ablation.comparing.outcomes import Version, read_curves
 from elder.ablation.comparing.results import Comparison, collect
 from elder.ablation.planning.runs import Cell, Plan
 from elder.ablation.running.failures import Failure, Kind
-from elder.ablation.running.files import replace, to_json
+from elder.ablation.running.files import to_json
 from elder.ablation.running.records import State
+from elder.atomic import replace
 from elder.reporting.tables import read_results, write_results
 from tests.ablation.comparisons import COMMIT, IMAGES, make_plan, write_failure, write_run, write_status, write_study
 

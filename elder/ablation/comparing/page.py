@@ -15,7 +15,7 @@ from elder.ablation.comparing.gallery import draw_gallery
 from elder.ablation.comparing.page_data import page_data, to_script
 from elder.ablation.comparing.results import Comparison, Variant
 from elder.ablation.comparing.tables import footnotes, in_words, known_costs
-from elder.ablation.running.files import replace
+from elder.atomic import replace
 
 __all__ = ["write_page"]
 

@@ -17,6 +17,7 @@ from elder.ablation.planning.documents import StudyError
 from elder.ablation.planning.identity import path_state
 from elder.ablation.planning.runs import Cell, Plan, Run
 from elder.ablation.planning.study import Resources
+from elder.atomic import replace
 
 __all__ = ["fingerprint", "is_current", "load_plan", "save_plan"]
 
@@ -69,12 +70,8 @@ def save_plan(plan: Plan, root: str | Path) -> Path:
     }
     folder = Path(root) / "studies" / plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    path, new = folder / "plan.json", folder / f".plan.json.{os.getpid()}"
-    try:
-        new.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    path = folder / "plan.json"
+    replace(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False))
     return path
 
 

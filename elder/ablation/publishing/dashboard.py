@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from elder.ablation.publishing.overview import Overview, Saved, save, specifications
 from elder.ablation.publishing.publication import Place, last_stage, service, write_run
 from elder.ablation.publishing.tracking import Record, fingerprint, read_record
-from elder.ablation.running.files import read_json, replace, to_json
+from elder.ablation.running.files import read_json, to_json
 from elder.ablation.running.records import State
+from elder.atomic import replace
 from elder.reporting.account import has_account
 
 if TYPE_CHECKING:

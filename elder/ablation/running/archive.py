@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from elder.ablation.running.files import to_json
+from elder.atomic import replacing
 from elder.reporting.metrics_file import read_lines, thinned
 
 __all__ = ["pack", "unpack"]
@@ -47,13 +48,11 @@ def pack(path: str | os.PathLike[str], study: Path, runs: Iterable[Path]) -> int
     """
     path, runs = Path(path), sorted(runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
-    with tarfile.open(part, "w:xz") as archive:
+    with replacing(path) as part, tarfile.open(part, "w:xz") as archive:
         _add(archive, f"studies/{study.name}/plan.json", (study / "plan.json").read_bytes())
         for run in runs:
             for file in _records(run):
                 _add(archive, f"store/{run.name}/{file.relative_to(run).as_posix()}", _content(file))
-    part.replace(path)
     return len(runs)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from elder.ablation.running.files import read_json, replace
+from elder.ablation.running.files import read_json
 from elder.ablation.running.folder import RunFolder, Status
 from elder.ablation.running.launcher import Launcher
 from elder.ablation.running.provenance import now
+from elder.atomic import replace
 from elder.reporting.metrics_file import last_values
 
 __all__ = ["Commands", "ConfigurationError"]

@@ -1,4 +1,4 @@
-"""Files that others read while they are written: complete or not there, never half."""
+"""Files that others read, and make, at the same time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_writable", "create_exclusively", "read_json", "replace", "to_json"]
+__all__ = ["check_writable", "create_exclusively", "read_json", "to_json"]
 
 
 def to_json(content: Any) -> str:
@@ -26,20 +26,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that at any moment, and after any crash, it is the old one or the new one.
-
-    Raises:
-        OSError: If there is no room, or no permission; the old file is as it was.
-    """
-    temporary = _written(path, text)
-    try:
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def create_exclusively(path: Path, text: str) -> bool:

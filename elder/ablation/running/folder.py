@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from elder.ablation.running.files import create_exclusively, read_json, replace, to_json
+from elder.ablation.running.files import create_exclusively, read_json, to_json
 from elder.ablation.running.liveness import Liveness
 from elder.ablation.running.records import Attempt, Owner, State, Status, this_process
+from elder.atomic import replace
 
 if TYPE_CHECKING:
     from elder.ablation.planning.runs import Run

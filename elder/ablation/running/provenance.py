@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import elder
-from elder.ablation.running.files import read_json, replace, to_json
+from elder.ablation.running.files import read_json, to_json
+from elder.atomic import replace
 
 __all__ = ["Provenance", "code_fingerprint", "data_fingerprints", "now"]
 

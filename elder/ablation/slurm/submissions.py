@@ -17,6 +17,7 @@ from typing import Any
 from elder.ablation.running import files
 from elder.ablation.running.folder import RunFolder
 from elder.ablation.running.records import Attempt, Owner, this_process
+from elder.atomic import replace
 
 __all__ = ["Element", "Submission", "Submissions"]
 
@@ -69,7 +70,7 @@ class Submission:
         self._write()
 
     def _write(self) -> None:
-        files.replace(self.folder / "submission.json", files.to_json(self.record))
+        replace(self.folder / "submission.json", files.to_json(self.record))
 
 
 class Submissions:
