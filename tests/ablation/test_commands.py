@@ -181,3 +181,10 @@ def test_a_test_after_the_training_does_not_set_its_progress_back(tmp_path: Path
     last.unlink()  # the training begins anew
     assert again.finished(None, ("fit",)) == ()
     assert again.progress()["epoch"] == 0
+
+
+def test_without_a_training_there_is_no_epoch(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, tiny("a"))
+    append_line(folder.path / "metrics.jsonl", {"step": 0, "epoch": 0, "test/psnr/learned": 29.0})
+    description = folder.description() | {"commands": ["tune", "test"]}
+    assert Commands(folder, 1, "main.py", Launcher(), description).progress() == {}

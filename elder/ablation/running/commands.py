@@ -196,7 +196,9 @@ class Commands:
         return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
     def progress(self) -> dict[str, Any]:
-        """How far the training has come; what is tested after it counts its epochs from 0 again."""
+        """How far the training has come; what is tested after it, or without one, counts its epochs from 0."""
+        if "fit" not in self._run["commands"]:
+            return {}
         if self._reached is not None:
             return dict(self._reached)
         values = last_values(self._folder.path / "metrics.jsonl")
