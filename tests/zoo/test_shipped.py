@@ -64,6 +64,7 @@ def test_a_loaded_model_makes_of_a_test_image_what_the_table_says(name: str) -> 
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--data", type=ImagingDataModule)
     data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    data.prepare_data()
     data.setup("test")
     keys = [Key(TEST, i) for i in range(data.eval_batch_size)]  # the batch of the test: sums in the same order
     batch = data.on_after_batch_transfer(collate([data.test_data[key] for key in keys]), 0)
@@ -105,7 +106,7 @@ def test_a_wheel_holds_the_weights_where_they_are_looked_for() -> None:
 def test_an_installed_package_finds_the_weights_inside(tmp_path: Path) -> None:
     target = tmp_path / "elder" / "models"
     target.mkdir(parents=True)
-    for file in ("__init__.py", "models/__init__.py", "models/catalogue.py"):
+    for file in ("__init__.py", "atomic.py", "models/__init__.py", "models/catalogue.py"):
         (tmp_path / "elder" / file).write_bytes((ROOT / "elder" / file).read_bytes())
     (tmp_path / "elder" / "weights").mkdir()
     (tmp_path / "elder" / "weights" / INDEX).write_bytes((ROOT / "weights" / INDEX).read_bytes())
