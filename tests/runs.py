@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +117,12 @@ def refuse(capsys: pytest.CaptureFixture[str], command: str, *options: str) -> s
 
 
 def start(command: str, config: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """The command line, in a process of its own, without a terminal."""
+    """The command line, in a process of its own and a group of that, without a terminal."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), command, "--config", str(config), *options],
         cwd=config.parent,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONFAULTHANDLER": "1"} | environment,
+        start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -127,10 +130,17 @@ def start(command: str, config: Path, *options: str, **environment: str) -> subp
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """What a process printed, once it has ended well."""
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    """What a process printed, once it has ended with this status; if it hangs, where each of its group does."""
+    try:
+        output, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        group = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+        for pid in map(int, group):
+            os.kill(pid, signal.SIGABRT)
+            time.sleep(0.5)  # one prints after the other
+        pytest.fail(f"this has not ended after 120 s:\n{process.communicate()[0]}")
+    assert process.returncode == status, output
     return output
 
 

@@ -150,8 +150,7 @@ def test_two_processes_stop_at_the_same_step_whichever_is_signalled(tmp_path: Pa
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_workers=1")
     finish(start("fit", config, *two, f"--run_dir={tmp_path / 'whole'}"))  # not beside the other: ports are few
     process = start("fit", config, *two, *signal_at("train_batch_end", 1, 0, "SIGTERM", rank=1))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
+    output = finish(process, status=75)
     assert "go on from there with --ckpt_path last" in output
     assert checkpoint(tmp_path / "run")["global_step"] == 3
     finish(start("fit", config, *two, LAST))
@@ -167,8 +166,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_its_loaders_alone(
         process = start("fit", config, "--data.num_workers=2", LAST, "--trainer.max_epochs=300")
         _wait_for_step(tmp_path / "run", process)
         _signal_all(process, name)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 75, output
+        output = finish(process, status=75)
         assert "Traceback" not in output
 
 
@@ -179,8 +177,7 @@ def test_a_signal_before_the_first_step_ends_the_program_at_once(tmp_path: Path)
         _wait_for_handlers(process)
         time.sleep(delay)
         process.send_signal(signal.SIGUSR1)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 75, output
+        output = finish(process, status=75)
         assert "Traceback" not in output
         assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
