@@ -130,16 +130,17 @@ def start(command: str, config: Path, *options: str, **environment: str) -> subp
     )
 
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+def finish(process: subprocess.Popen[str], status: int = 0, timeout: float = 120) -> str:
     """What a process printed, once it has ended with this status; if it hangs, where each of its group does."""
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         group = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
         for pid in map(int, group):
-            os.kill(pid, signal.SIGABRT)
+            with contextlib.suppress(ProcessLookupError):  # ended with one before it
+                os.kill(pid, signal.SIGABRT)
             time.sleep(0.5)  # one prints after the other
-        pytest.fail(f"this has not ended after 120 s:\n{process.communicate()[0]}")
+        pytest.fail(f"this has not ended after {timeout} s:\n{process.communicate()[0]}")
     assert process.returncode == status, output
     return output
 

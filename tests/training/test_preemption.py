@@ -166,7 +166,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_its_loaders_alone(
         process = start("fit", config, "--data.num_workers=2", LAST, "--trainer.max_epochs=300")
         _wait_for_step(tmp_path / "run", process)
         _signal_all(process, name)
-        output = finish(process, status=75)
+        output = finish(process, status=75, timeout=60)
         assert "Traceback" not in output
 
 
@@ -177,7 +177,7 @@ def test_a_signal_before_the_first_step_ends_the_program_at_once(tmp_path: Path)
         _wait_for_handlers(process)
         time.sleep(delay)
         process.send_signal(signal.SIGUSR1)
-        output = finish(process, status=75)
+        output = finish(process, status=75, timeout=60)
         assert "Traceback" not in output
         assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
