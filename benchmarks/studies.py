@@ -3,9 +3,10 @@
 With `--quick false` those of the literature's size, which take days of a GPU: DRUNets, and ridges of 13,800 parameters.
 
 Runs of all studies side by side, on one GPU or on the cores of a machine: first the denoisers, each of which enters
-the zoo when it is done, then what begins from them. Whatever is done or was begun is kept in runs/, so that the same
-command goes on. Small models leave a GPU idle between their kernels: let processes share it (`nvidia-cuda-mps-control
--d`, where there is one), and give each a core. Models enter the zoo one at a time, by `flock` of util-linux.
+the zoo when it is done, then what begins from them, and enters it in its turn. Whatever is done or was begun is kept in
+runs/, so that the same command goes on; what was restored from an archive, which has no weights, begins anew. Small
+models leave a GPU idle between their kernels: let processes share it (`nvidia-cuda-mps-control -d`, where there is
+one), and give each a core. Models enter the zoo one at a time, by `flock` of util-linux.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FAMILIES = {  # small and full size in the zoo, and the title of either
     "input-convex network": ("icnn_small", "icnn_large", "Input-convex network"),
     "total deep variation": ("tdv_small", "tdv_large", "Total deep variation"),
 }
-TRAINED = {  # by study, and by scale where it has that axis: what its gradient step, trained, is called
+TRAINED = {  # by study, and by scale where it has that axis: what a family trained at its equilibrium is called
     ("compressed_sensing_mri", ""): ("mri_{}", "compressed-sensing MRI at all five masks"),
     ("bsd68", ""): ("gray_{}", "denoising of gray photographs by a minimum"),
     ("inpainting", ""): ("color_{}_inpainting", "inpainting of color photographs"),
@@ -131,7 +132,7 @@ def _all_jobs(studies: tuple[str, ...], quick: bool) -> list[Job]:
 
 
 def _jobs(study: str, quick: bool) -> list[Job]:
-    """Of what is not done of a study, the equilibrium training of its gradient step first."""
+    """Of what is not done of a study, what enters the zoo first."""
     file = FOLDER / f"{study}.yaml"
     quick = quick and study != "cbsd68"  # whose models are small anyway
     plan = make_plan(read_study(file, quick))
@@ -145,12 +146,14 @@ def _jobs(study: str, quick: bool) -> list[Job]:
         config = plan.runs[line.hash].config or {}
         needs = config["model"]["init_args"].get("pretrained")
         flags = ["--quick"] * quick
-        run = [sys.executable, "main.py", "ablate", "run", str(file), *flags, "--jobs", "1", "--only", line.hash[:8]]
+        ablate, which = [sys.executable, "main.py", "ablate"], [str(file), *flags, "--only", line.hash[:8]]
+        restored = line.state is State.STALE and not Path(RUNS, "store", line.hash, "checkpoints").is_dir()
+        run = [[*ablate, "retry", *which, "--stale"]] * restored + [[*ablate, "run", *which, "--jobs", "1"]]
         add = [] if model is None else [["flock", "runs/.zoo", sys.executable, *_add(line.hash, *model)]]
         RUNS.mkdir(exist_ok=True)
         name = f"{study}: {called[line.hash]}"
-        found.append(Job(name, [run, *add], needs, RUNS / f"{study}_{line.hash[:8]}.log"))
-    return sorted(found, key=lambda job: len(job.commands), reverse=True)
+        found.append(Job(name, [*run, *add], needs, RUNS / f"{study}_{line.hash[:8]}.log"))
+    return sorted(found, key=lambda job: "zoo" in job.commands[-1], reverse=True)
 
 
 def _model(study: str, coordinates: Mapping[str, str], quick: bool) -> tuple[str, str] | None:
@@ -164,7 +167,7 @@ def _model(study: str, coordinates: Mapping[str, str], quick: bool) -> tuple[str
         short, title = _called(name, quick)
         return f"{kind}_{short}_denoiser", f"{title}, denoising of {DENOISERS[kind]}"
     trained = TRAINED.get((study, coordinates.get("scale", "")))
-    if trained is None or beside or prior != "gradient step" or training != "equilibrium":
+    if trained is None or beside or training != "equilibrium":
         return None
     short, title = _called(prior, quick)
     return trained[0].format(short), f"{title}, {trained[1]}"

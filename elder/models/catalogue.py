@@ -119,9 +119,9 @@ class Catalogue(Mapping[str, Card]):
     def unknown(self, name: str) -> str:
         """What to tell who asks for a model that there is not."""
         similar = get_close_matches(name, self, n=1)
-        guess = f"; did you mean {similar[0]}?" if similar else ""
+        guess = f"did you mean {similar[0]}? There are" if similar else "there are"
         known = ", ".join(self) or f"none in {self.folder}"
-        return f"expected the name of a trained model ({known}) or a path, got {name}{guess}"
+        return f"expected the name of a trained model or a path, got {name}; {guess} {known}"
 
     def locate(self, path: str) -> Path:
         """The weights of a model by its name; anything else is a path."""

@@ -26,7 +26,7 @@ from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
-from elder.models.weights import check_weights, restore_prior
+from elder.models.weights import check_weights, restore_prior, warn_of_scalars
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Solution
 
@@ -81,6 +81,8 @@ class ReconstructionModule(LightningModule):
         self._bounds = StrengthBounds(reconstruction.strength.item())
         self.loss = loss or nn.MSELoss()
         self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
+        if pretrained is not None:
+            warn_of_scalars(reconstruction, pretrained)
         self._measured = NoiseRange()  # that of the measurements, in the training here
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)

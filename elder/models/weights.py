@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from elder.atomic import replacing
 from elder.models.catalogue import WEIGHTS, shipped
-from elder.models.reconstruction import SCALARS
+from elder.models.reconstruction import SCALARS, Reconstruction
 from elder.models.regularizers import Confined
 
 #: Where a regularizer's weights stand in the checkpoints of the modules of this package.
@@ -119,6 +120,24 @@ def restore_scalars(module: nn.Module, about: Mapping[str, Any], source: str) ->
                     f"{', '.join(about) or 'nothing'}; export the weights again"
                 )
             parameter.fill_(math.log(about[name]))
+
+
+def warn_of_scalars(reconstruction: Reconstruction, pretrained: str | Path) -> None:
+    """Warn where a trained model brings weights that were learned with other λ and σ than a reconstruction has."""
+    path = find_weights(pretrained)
+    about = read_about(path) if path.suffix == ".safetensors" else {}
+    own = {name: getattr(reconstruction, f"log_{name}") for name in SCALARS}
+    pairs = {
+        name: (about[name], value.exp().item()) for name, value in own.items() if value is not None and name in about
+    }
+    if any(not math.isclose(learned, value, rel_tol=1e-3) for learned, value in pairs.values()):
+        learned, values = (", ".join(f"{name} {pair[i]:.5g}" for name, pair in pairs.items()) for i in (0, 1))
+        warnings.warn(
+            f"{pretrained}: these weights were learned with {learned}; the reconstruction that they are given to has "
+            f"{values}, and keeps it. Where the former is meant: "
+            + " ".join(f"--model.reconstruction.{name} {pair[0]:.6g}" for name, pair in pairs.items()),
+            stacklevel=2,
+        )
 
 
 def write_prior(path: Path, prior: nn.Module, about: Mapping[str, object]) -> None:

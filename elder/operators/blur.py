@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from elder.linalg import from_channels, per_sample, to_channels
 from elder.operators.acquisition import Acquisition, Scene, listed
 from elder.operators.base import LinearOperator
-from elder.operators.kernels import Kernel, stack
+from elder.operators.kernels import TOLERANCE, Kernel, stack, warn_of_even_size
 from elder.operators.noise import Generators, Noise
 
 
@@ -22,6 +23,7 @@ class CircularBlur(LinearOperator):
     Args:
         kernel: Real point-spread function, (B|1, 1, kh, kw), with its origin at (kh // 2, kw // 2).
         image_size: (H, W) of the images, at least that of the kernel.
+        warn: Of a kernel of even size, or of a sum other than 1: in imaging mostly slips.
 
     Raises:
         ValueError: If the kernel has another shape, is not of finite real numbers, or is larger than the image.
@@ -29,7 +31,7 @@ class CircularBlur(LinearOperator):
 
     otf: Tensor  # optical transfer function, (B|1, 1, H, W)
 
-    def __init__(self, kernel: Tensor, image_size: tuple[int, int]) -> None:
+    def __init__(self, kernel: Tensor, image_size: tuple[int, int], warn: bool = True) -> None:
         super().__init__()
         if kernel.ndim != 4 or kernel.shape[1] != 1 or kernel.is_complex():
             raise ValueError(
@@ -46,6 +48,8 @@ class CircularBlur(LinearOperator):
                 f"CircularBlur: expected an image of at least {kh}×{kw}, the size of the kernel, got {H}×{W}; "
                 "use larger images or a smaller kernel"
             )
+        if warn:
+            _warn_of_slips(kernel)
         self.image_size = (H, W)
         centred = F.pad(kernel, (0, W - kw, 0, H - kh)).roll((-(kh // 2), -(kw // 2)), dims=(-2, -1))
         self.register_buffer("otf", torch.fft.fft2(centred), persistent=False)
@@ -74,6 +78,17 @@ class CircularBlur(LinearOperator):
         return circulant(transfer, u)
 
 
+def _warn_of_slips(kernel: Tensor) -> None:
+    warn_of_even_size(kernel, "CircularBlur")
+    sums = kernel.sum((-2, -1))
+    if ((sums - 1).abs() > TOLERANCE).any():
+        warnings.warn(
+            f"CircularBlur: a kernel has sum {sums.flatten()[(sums - 1).abs().argmax()]:.6g}, so that Ax is not as "
+            "bright as x; λ and σ of trained models, and step sizes, suppose sum 1; divide it by its sum",
+            stacklevel=3,
+        )
+
+
 class SuperResolution(LinearOperator):
     """Ax = (k ∗ x)↓s, periodic convolution followed by keeping every s-th pixel, (0, 0) among them.
 
@@ -81,29 +96,30 @@ class SuperResolution(LinearOperator):
         kernel: Real point-spread function, (B|1, 1, kh, kw), with its origin at (kh // 2, kw // 2).
         image_size: (H, W) of the images x; measurements are (H/s, W/s).
         scale: s, at least 1.
+        warn: As of `CircularBlur`.
 
     Raises:
-        ValueError: If the image size is not divisible by the scale.
+        ValueError: If the scale is no whole number, or the image size is not divisible by it.
     """
 
-    def __init__(self, kernel: Tensor, image_size: tuple[int, int], scale: int) -> None:
+    def __init__(self, kernel: Tensor, image_size: tuple[int, int], scale: int, warn: bool = True) -> None:
         super().__init__()
         H, W = image_size
-        if scale < 1 or H % scale or W % scale:
+        if not isinstance(scale, int) or scale < 1:
+            raise ValueError(f"SuperResolution: expected a scale of 1, 2, 3, …, got {scale!r}; give a whole number")
+        if H % scale or W % scale:
             raise ValueError(
                 f"SuperResolution: expected an image size divisible by the scale {scale}, got {H}×{W}; crop the images"
             )
-        self.blur = CircularBlur(kernel, image_size)
+        self.blur = CircularBlur(kernel, image_size, warn)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blur(x)[..., :: self.scale, :: self.scale]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        n, H, W = self.blur.otf.shape[0], *self.blur.image_size
-        size = (H // self.scale, W // self.scale)
-        self._expect("y", y, (None if n == 1 else n, None, *size), f"for images {H}×{W} and scale {self.scale}")
-        up = y.new_zeros(*y.shape[:2], H, W)
+        self._expect_measurements(y)
+        up = y.new_zeros(*y.shape[:2], *self.blur.image_size)
         up[..., :: self.scale, :: self.scale] = y
         return self.blur.adjoint(up)
 
@@ -130,12 +146,18 @@ class SuperResolution(LinearOperator):
 
         Unlike Aᴴy, whose mean is s² times smaller, it has the brightness of the image (for a kernel of sum 1).
         """
+        self._expect_measurements(y)
         (H, W), s = self.blur.image_size, self.scale
         rows, columns = (torch.arange(-1, n + 2, device=y.device) % n for n in y.shape[-2:])  # the neighbours it needs
         wrapped = to_channels(y)[..., rows, :][..., columns]
         size = ((len(rows) - 1) * s + 1, (len(columns) - 1) * s + 1)
         x = F.interpolate(wrapped, size=size, mode="bicubic", align_corners=True)
         return from_channels(x[..., s : s + H, s : s + W], like=y)
+
+    def _expect_measurements(self, y: Tensor) -> None:
+        n, H, W = self.blur.otf.shape[0], *self.blur.image_size
+        size = (H // self.scale, W // self.scale)
+        self._expect("y", y, (None if n == 1 else n, None, *size), f"for images {H}×{W} and scale {self.scale}")
 
 
 def circulant(transfer: Tensor, u: Tensor) -> Tensor:
@@ -185,7 +207,7 @@ class Deblurring(_Blurring):
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        return CircularBlur(self._kernel(scene, generators).to(image.real), (H, W))
+        return CircularBlur(self._kernel(scene, generators).to(image.real), (H, W), warn=False)  # `stack` has
 
 
 @dataclass(frozen=True)
@@ -209,4 +231,4 @@ class Downsampling(_Blurring):
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        return SuperResolution(self._kernel(scene, generators).to(image.real), (H, W), self.scale)
+        return SuperResolution(self._kernel(scene, generators).to(image.real), (H, W), self.scale, warn=False)

@@ -82,7 +82,7 @@ class Mask(LinearOperator):
         mask: Real weights or bool, four axes, each of length 1 or that of the image: (B|1, C|1, H|1, W|1).
 
     Raises:
-        ValueError: If the mask is complex or does not have four axes.
+        ValueError: If the mask is complex or not finite, or does not have four axes.
     """
 
     mask: Tensor
@@ -93,6 +93,10 @@ class Mask(LinearOperator):
             raise ValueError(
                 f"Mask: expected a real or bool mask (B|1, C|1, H|1, W|1), got {mask.dtype} {tuple(mask.shape)}; "
                 "add axes of length 1, or give a complex weight as Sensitivity"
+            )
+        if not mask.isfinite().all():
+            raise ValueError(
+                f"{type(self).__name__}: expected a finite mask, got NaN or infinity in it; correct its source"
             )
         self.register_buffer("mask", mask, persistent=False)
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from elder.operators.array_files import read_matrices
 
+#: By which the sum of a kernel that keeps the brightness of images may differ from 1.
+TOLERANCE = 1e-3
+
 
 class Kernel(ABC):
     """A point-spread function of sum 1, written down in a configuration."""
@@ -40,7 +43,7 @@ class GaussianKernel(Kernel):
         angle: Direction of σ₁ in degrees, from along a row (0) clockwise to down a column (90).
 
     Raises:
-        ValueError: If the size or a standard deviation is not positive.
+        ValueError: If the size is no positive whole number, or a standard deviation is not positive.
     """
 
     size: int
@@ -49,8 +52,10 @@ class GaussianKernel(Kernel):
     angle: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.sigma <= 0:
-            raise ValueError(f"GaussianKernel: expected size >= 1 and sigma > 0, got {self.size} and {self.sigma}")
+        if self.size < 1 or self.size % 1 or self.sigma <= 0:
+            raise ValueError(
+                f"GaussianKernel: expected a whole size >= 1 and sigma > 0, got {self.size} and {self.sigma}"
+            )
         if self.sigma_across is not None and self.sigma_across <= 0:
             raise ValueError(f"GaussianKernel: expected sigma_across > 0 or null, got {self.sigma_across}")
 
@@ -219,16 +224,21 @@ def _checked(kernel: Kernel, k: Tensor) -> Tensor:
         raise ValueError(f"{kernel}: expected a real kernel (1, 1, height, width), got {k.dtype} {tuple(k.shape)}")
     if not k.isfinite().all():
         raise ValueError(f"{kernel}: expected a finite kernel, got NaN or infinity in it; correct its source")
-    if abs(k.sum().item() - 1) > 1e-3:
+    if abs(k.sum().item() - 1) > TOLERANCE:
         raise ValueError(
-            f"{kernel}: expected a kernel of sum 1 (± 0.001), which keeps the brightness of the image, got sum "
+            f"{kernel}: expected a kernel of sum 1 (± {TOLERANCE}), which keeps the brightness of the image, got sum "
             f"{k.sum().item():.6g}; divide it by its sum (KernelFile: normalize: true)"
         )
+    warn_of_even_size(k, str(kernel))
+    return k
+
+
+def warn_of_even_size(k: Tensor, source: str) -> None:
+    """Warn of a kernel without a centre."""
     h, w = k.shape[-2:]
     if h % 2 == 0 or w % 2 == 0:
         warnings.warn(
-            f"{kernel}: {h}×{w} pixels, of even size, have no centre; the origin is the pixel ({h // 2}, {w // 2}), "
+            f"{source}: {h}×{w} pixels, of even size, have no centre; the origin is the pixel ({h // 2}, {w // 2}), "
             "counted from 0, and measurements are moved by half a pixel if the centre was meant",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return k

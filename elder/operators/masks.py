@@ -77,12 +77,19 @@ class MaskFunction(ABC):
             offset: First column of the accelerating pattern; drawn if None. A random pattern has none.
 
         Raises:
-            ValueError: If the center leaves nothing to accelerate, or the pattern has no offset but one is given.
+            ValueError: If the center has no column or leaves nothing to accelerate, or an offset is given to a pattern
+                without one.
         """
         random = np.random.RandomState(seed)
         i = random.randint(len(self.center_fractions))
         fraction, acceleration = self.center_fractions[i], self.accelerations[i]
-        n_low, pattern = self._pattern(random, n_columns, round(n_columns * fraction), acceleration, offset)
+        center = round(n_columns * fraction)
+        if center < 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected a center of at least one column, that of DC, got {fraction} of "
+                f"{n_columns} columns; raise center_fractions to {1 / n_columns:.2g}"
+            )
+        n_low, pattern = self._pattern(random, n_columns, center, acceleration, offset)
         start = (n_columns - n_low + 1) // 2
         pattern[start : start + n_low] = True
         return Columns(torch.from_numpy(pattern), n_low)

@@ -21,8 +21,9 @@ DOCUMENT = Path("docs/zoo.md")
 
 def list_models() -> None:
     """Name, parameters and title of every trained model."""
+    width = max(map(len, shipped()), default=0)
     for name, card in shipped().items():
-        _say(f"{name:<32} {card.parameters:>12,}  {card.title}{'' if card.ships else ' (does not ship)'}")
+        _say(f"{name:<{width}} {card.parameters:>12,}  {card.title}{'' if card.ships else ' (does not ship)'}")
 
 
 def add(run: Path, name: str, title: str | None = None) -> None:

@@ -10,8 +10,9 @@ import safetensors
 import torch
 
 from elder.models.networks import DnCNN
+from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import Regularizer, Residual, Ridge, Scaled, TotalVariation
-from elder.models.weights import check_weights, read_prior, write_prior
+from elder.models.weights import check_weights, read_prior, warn_of_scalars, write_prior
 
 PRIORS = {
     "ridge": Ridge,
@@ -121,3 +122,19 @@ def test_other_architecture_is_refused_by_its_first_differing_tensor():
         check_weights(narrow, deep.state_dict(), "run.ckpt")
     with pytest.raises(ValueError, match=r"expected network\.hidden\.2\.bias \(4,\), found absent"):
         check_weights(deep, narrow.state_dict(), "run.ckpt")
+
+
+def test_weights_that_were_learned_with_another_strength_are_warned_of(tmp_path, recwarn):
+    path, prior = tmp_path / "regularizer.safetensors", Ridge()
+    write_prior(path, prior, {"strength": 3.55, "sigma_factor": 0.5})
+    message = (
+        r"regularizer.safetensors: these weights were learned with strength 3.55, sigma_factor 0.5; .* has strength "
+        r"0.1, sigma_factor 0.5, and keeps it. .*: --model.reconstruction.strength 3.55 --model.reconstruction.sigma_f"
+    )
+    with pytest.warns(UserWarning, match=message):
+        warn_of_scalars(Reconstruction(prior, sigma_factor=0.5), path)
+    warn_of_scalars(Reconstruction(prior, strength=3.55, sigma_factor=0.5), path)
+    write_prior(path, prior, {"noise": [0.0, 0.2]})  # of a denoiser, which has neither
+    warn_of_scalars(Reconstruction(prior), path)
+    warn_of_scalars(Reconstruction(prior), checkpoint(tmp_path / "last.ckpt", prior))
+    assert not recwarn

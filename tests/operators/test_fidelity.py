@@ -21,6 +21,7 @@ from elder.operators import (
 
 GENERATOR = torch.Generator().manual_seed(0)
 KERNEL = torch.rand(3, 1, 3, 3, dtype=torch.float64, generator=GENERATOR)
+KERNEL = KERNEL / KERNEL.sum((-2, -1), keepdim=True)
 MAPS = torch.randn(3, 2, 6, 4, dtype=torch.complex128, generator=GENERATOR)
 COLUMNS = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)[:, None, None, :]
 OPERATORS = {

@@ -217,9 +217,9 @@ def test_kernels_of_different_sizes_share_a_frame_and_an_origin(last: Kernel, si
     assert all("of even size" in str(warning.message) for warning in caught)
     assert len(caught) == 1 + (size % 2 == 0)
     assert frames.shape == (4, 1, size, size)
-    together = CircularBlur(frames, (7, 8)).otf
+    together = CircularBlur(frames, (7, 8), warn=False).otf
     for i, kernel in enumerate(kernels):
-        assert torch.equal(together[i : i + 1], CircularBlur(kernel(), (7, 8)).otf)
+        assert torch.equal(together[i : i + 1], CircularBlur(kernel(), (7, 8), warn=False).otf)
 
 
 NAN = torch.full((1, 1, 3, 3), math.nan)
@@ -293,7 +293,11 @@ def test_bad_files_are_reported(make: Callable[[Path], Kernel], message: str, tm
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (lambda: GaussianKernel(3, 0.0), r"GaussianKernel: expected size >= 1 and sigma > 0, got 3 and 0.0"),
+        (lambda: GaussianKernel(3, 0.0), r"GaussianKernel: expected a whole size >= 1 and sigma > 0, got 3 and 0.0"),
+        (
+            lambda: GaussianKernel(5.5, 1.0),
+            r"GaussianKernel: expected a whole size >= 1 .* got 5.5 and 1.0",
+        ),
         (lambda: GaussianKernel(3, 1.0, 0.0), r"GaussianKernel: expected sigma_across > 0 or null, got 0.0"),
         (lambda: UniformKernel(0), r"UniformKernel: expected size >= 1, got 0"),
         (lambda: DiagonalKernel(4), r"DiagonalKernel: expected an odd size of at least 1, got 4"),

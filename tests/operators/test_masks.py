@@ -98,6 +98,14 @@ def test_bad_settings_are_refused(fractions: list[float], accelerations: list[in
         RandomMask(fractions, accelerations)
 
 
+@pytest.mark.parametrize("family", FAMILIES.values())
+def test_a_center_without_dc_is_refused(family: type[MaskFunction]) -> None:
+    message = rf"{family.__name__}: expected a center of at least one column, that of DC, got 0.001 of 320 .* to 0.0031"
+    with pytest.raises(ValueError, match=message):
+        family([0.001], [4])(320, 0)
+    assert family([0.0031], [4])(320, 0)[160]
+
+
 @pytest.mark.parametrize("family", [EquispacedFractionMask, MagicFractionMask])
 def test_a_center_beyond_the_acceleration_is_refused(family: type[MaskFunction]) -> None:
     with pytest.raises(ValueError, match=r"center of fewer than 64 / 4 columns.*got 32"):

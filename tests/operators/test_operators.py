@@ -66,11 +66,11 @@ INSTANCES = {
     "sensitivity-shared": Instance(Sensitivity(rand(1, 3, 3, 4, dtype=COMPLEX)), rand(3, 1, 3, 4, dtype=COMPLEX)),
     "sensitivity-per-sample": Instance(Sensitivity(rand(3, 2, 3, 3, dtype=COMPLEX)), rand(3, 1, 3, 3, dtype=COMPLEX)),
     "blur-odd-kernel": Instance(CircularBlur(kernel(1, 3, 5), (4, 6)), rand(1, 2, 4, 6)),
-    "blur-even-kernel": Instance(CircularBlur(kernel(1, 4, 2), (5, 3)), rand(3, 1, 5, 3)),
+    "blur-even-kernel": Instance(CircularBlur(kernel(1, 4, 2), (5, 3), warn=False), rand(3, 1, 5, 3)),
     "blur-per-sample": Instance(CircularBlur(kernel(3, 3, 3), (4, 5)), rand(3, 1, 4, 5)),
-    "blur-complex": Instance(CircularBlur(kernel(3, 3, 2), (4, 3)), rand(3, 1, 4, 3, dtype=COMPLEX)),
+    "blur-complex": Instance(CircularBlur(kernel(3, 3, 2), (4, 3), warn=False), rand(3, 1, 4, 3, dtype=COMPLEX)),
     "super-resolution-2": Instance(SuperResolution(kernel(1, 3, 3), (4, 6), 2), rand(3, 2, 4, 6)),
-    "super-resolution-3": Instance(SuperResolution(kernel(3, 4, 3), (6, 9), 3), rand(3, 1, 6, 9)),
+    "super-resolution-3": Instance(SuperResolution(kernel(3, 4, 3), (6, 9), 3, warn=False), rand(3, 1, 6, 9)),
     "super-resolution-complex": Instance(SuperResolution(kernel(1, 3, 3), (4, 6), 2), rand(1, 1, 4, 6, dtype=COMPLEX)),
     "single-coil": Instance(single_coil(columns(3, 5)), rand(3, 1, 4, 5, dtype=COMPLEX)),
     "single-coil-real": Instance(single_coil(columns(1, 5)) @ ComplexImage(), rand(3, 1, 4, 5)),
@@ -152,13 +152,31 @@ def test_blur_is_periodic_convolution(size: tuple[int, int]) -> None:
         for a in range(size[0])
         for b in range(size[1])
     ]
-    torch.testing.assert_close(CircularBlur(k, (6, 7))(x), torch.stack(shifted).sum(0))
+    torch.testing.assert_close(CircularBlur(k, (6, 7), warn=False)(x), torch.stack(shifted).sum(0))
 
 
 def test_blur_of_an_impulse_is_the_kernel_about_its_origin() -> None:
     k, x = kernel(1, 3, 4), torch.zeros(1, 1, 8, 8, dtype=REAL)
     x[..., 4, 5] = 1
-    torch.testing.assert_close(CircularBlur(k, (8, 8))(x)[..., 4 - 1 : 4 + 2, 5 - 2 : 5 + 2], k)
+    torch.testing.assert_close(CircularBlur(k, (8, 8), warn=False)(x)[..., 4 - 1 : 4 + 2, 5 - 2 : 5 + 2], k)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (torch.full((1, 1, 4, 5), 1 / 20), r"CircularBlur: 4×5 pixels, of even size, .* pixel \(2, 2\)"),
+        (
+            torch.stack([torch.full((1, 3, 3), 1 / 9), torch.ones(1, 3, 3)]),
+            r"a kernel has sum 9, so that Ax is not as br",
+        ),
+        (-torch.ones(1, 1, 1, 1), r"a kernel has sum -1, "),
+    ],
+)
+def test_a_kernel_that_may_be_a_slip_is_warned_of(k: Tensor, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        CircularBlur(k, (6, 6))
+    with pytest.warns(UserWarning, match=message):
+        SuperResolution(k, (6, 6), 2)
 
 
 def test_decimation_keeps_the_first_pixel() -> None:
@@ -194,7 +212,7 @@ def test_super_resolution_starts_from_the_pixels_that_were_sampled(size: tuple[i
 
 
 MAPS = torch.ones(4, 15, 6, 5, dtype=COMPLEX)
-BLUR = torch.ones(1, 1, 3, 3)
+BLUR = torch.full((1, 1, 3, 3), 1 / 9)
 MISFITS = {
     "coils": (
         lambda: Sensitivity(MAPS).adjoint(torch.ones(4, 12, 6, 5, dtype=COMPLEX)),
@@ -248,6 +266,18 @@ MISFITS = {
     "resolvent of another size": (
         lambda: RealSampling(torch.ones(1, 1, 4, 6)).gram_resolvent(torch.ones(2, 1, 5, 6), torch.ones(())),
         r"RealSampling: expected z \(any, any, 4, 6\) for mask \(1, 1, 4, 6\), got z \(2, 1, 5, 6\)",
+    ),
+    "scale of no whole number": (
+        lambda: SuperResolution(BLUR, (4, 6), 2.0),
+        r"SuperResolution: expected a scale of 1, 2, 3, …, got 2.0; give a whole number",
+    ),
+    "start of another size": (
+        lambda: SuperResolution(BLUR, (4, 6), 2).initialize(torch.ones(1, 1, 3, 3)),
+        r"SuperResolution: expected y \(any, any, 2, 3\) for images 4×6 and scale 2, got y \(1, 1, 3, 3\)",
+    ),
+    "mask of no numbers": (
+        lambda: RealSampling(torch.full((1, 1, 4, 6), torch.nan)),
+        r"Mask: expected a finite mask, got NaN or infinity in it; correct its source",
     ),
     "scale": (
         lambda: SuperResolution(BLUR, (4, 5), 2),

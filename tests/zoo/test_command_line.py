@@ -25,7 +25,7 @@ PRESENT = [name for name, card in shipped().items() if card.ships]
 def test_training_starts_from_a_name_a_run_or_a_file(tmp_path: Path) -> None:
     run = reconstruction_run(tmp_path / "run", strength=1.0)
     for given in (run, run / WEIGHTS, str(run)):
-        module = ReconstructionModule(Reconstruction(Ridge(**WIDTHS)), pretrained=given)
+        module = ReconstructionModule(Reconstruction(Ridge(**WIDTHS), strength=1.0), pretrained=given)
         expected = load_file(run / WEIGHTS)
         assert all(torch.equal(expected[k], v) for k, v in module.reconstruction.prior.state_dict().items())
     assert find_weights(Path("mri_wcrr")) == shipped().folder / "mri_wcrr" / WEIGHTS
