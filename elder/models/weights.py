@@ -51,7 +51,10 @@ def read_prior(path: Path) -> dict[str, Tensor]:
         ValueError: If it is damaged, holds anything whose loading could run code, or holds no prior.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected weights of a prior (.ckpt or .safetensors), found no file")
+        raise FileNotFoundError(
+            f"{path}: expected weights of a prior (.ckpt or .safetensors), found no file; train what leaves it "
+            f"in {path.parent}, or name a model of `main.py zoo list`"
+        )
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
