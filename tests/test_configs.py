@@ -6,8 +6,8 @@ import csv
 import importlib
 import inspect
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.loggers import Logger
 
+from benchmarks.studies import FAMILIES
+from elder.ablation.planning.plan import make_plan
+from elder.ablation.planning.study import read_study
 from elder.cli import main
 from elder.datamodules.base import ImagingDataModule
 from elder.datamodules.image_files import ImageSource
@@ -167,6 +170,26 @@ def test_every_run_trains_and_validates(
     run("fit", made_small(path, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def families() -> dict[str, Mapping[str, Any]]:
+    """By prior, the configuration of its equilibrium training in the small study of denoising."""
+    with chdir(ROOT):
+        plan = make_plan(read_study(ROOT / "configs/ablations/bsd68.yaml", quick=True))
+    trained = [cell for cell in plan.cells if cell.coordinates["training"] == "equilibrium"]
+    return {cell.coordinates["prior"]: plan.runs[cell.final].config or {} for cell in trained}
+
+
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
+@pytest.mark.parametrize("prior", FAMILIES)
+def test_every_family_of_the_studies_trains_and_validates(
+    prior: str, families: dict[str, Mapping[str, Any]], tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert families.keys() == FAMILIES.keys()
+    (tmp_path / "cell.yaml").write_text(yaml.safe_dump(families[prior]))
+    monkeypatch.chdir(published)
+    run("fit", made_small(tmp_path / "cell.yaml", tmp_path))
+
+
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
 @pytest.mark.parametrize("path", OVERLAYS, ids=names(OVERLAYS))
 def test_every_overlay_changes_the_run_that_it_names(
@@ -188,12 +211,12 @@ def made_small(path: Path, tmp_path: Path) -> Path:
     """The configuration for one step; not by arguments, for each of which the command line would parse all again."""
     config = yaml.safe_load(path.read_text())
     data, model = config["data"], config["model"]["init_args"]
-    data["init_args"] |= DATA[data["class_path"]](tmp_path)
+    data["init_args"] |= DATA[data["class_path"].rpartition(".")[2]](tmp_path)
     prior = model.get("regularizer") or model["reconstruction"]["prior"]
-    if (network := prior["init_args"].get("network")) is not None:
-        network["init_args"] |= NETWORKS[network["class_path"]]
     if "/" in (model.get("pretrained") or ""):  # left behind by another run
         del model["pretrained"]
+    if (network := prior["init_args"].get("network")) is not None and "pretrained" not in model:
+        network["init_args"] |= NETWORKS[network["class_path"]]
     if "reconstruction" in model:  # a few steps show that all fits together
         reconstruction = model["reconstruction"]
         for solver in (reconstruction["solver"], reconstruction["backward"]["init_args"]["solver"]):
