@@ -1,6 +1,6 @@
 """`python -m benchmarks.studies --jobs 16 --minutes 9`: the studies of docs/results.md, with their small models.
 
-With `--quick false` those of the literature's size, which take days of a GPU: DRUNets, and ridges of 13,800 parameters.
+With `--quick false` those of the literature's size, which take days of a GPU: DRUNets, and ridges of 13,000 parameters.
 
 Runs of all studies side by side, on one GPU or on the cores of a machine: first the denoisers, each of which enters
 the zoo when it is done, then what begins from them, and enters it in its turn. Whatever is done or was begun is kept in

@@ -127,6 +127,19 @@ def test_weakly_convex_ridge_is_not_convex_but_nearly():
     assert -norm.square() <= lowest < -0.1 and found.item() == pytest.approx(lowest.item(), rel=1e-2)
 
 
+def test_brightness_costs_no_precision():
+    """Filters do not see it, but transforms in single precision would round the rest by it."""
+    torch.manual_seed(0)
+    R, x = Ridge(2, (4, 8), 5), (255 * torch.rand(2, 2, 40, 36)).round() / 256
+    exact = R.double().value_and_grad(x.double())[1]
+    R = R.float()
+
+    def error(brightness):
+        return ((R.value_and_grad(x + brightness)[1].double() - exact).norm() / exact.norm()).item()
+
+    assert error(torch.tensor([64.0, -64.0])[:, None, None]) < 2 * error(0.0) < 1e-5
+
+
 def test_images_no_larger_than_their_mirrored_border_are_refused_in_words():
     assert Ridge().radius == 6 and Ridge().grad(torch.zeros(1, 1, 7, 9)).shape == (1, 1, 7, 9)
     with pytest.raises(ValueError, match=r"Ridge: expected images of more than 6 x 6 pixels, .* got 9 x 6; use"):

@@ -67,7 +67,9 @@ class Ridge(Regularizer):
         W and Wᵀ cost a transform per filter each, whatever the size of the filters. Autocast is left aside: not every
         device has transforms in half precision.
         """
-        padded, unpad, *_ = torch.func.vjp(self._pad, real_channels(self, x, self.channels))
+        channels = real_channels(self, x, self.channels)
+        contrast = channels - channels.detach().mean((-2, -1), keepdim=True)  # brightness, unseen, would round the rest
+        padded, unpad, *_ = torch.func.vjp(self._pad, contrast)
         (height, width), margin = x.shape[-2:], 2 * self.radius
         size = _transform_length(height + margin), _transform_length(width + margin)
         kernels = self._kernels()
