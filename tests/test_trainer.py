@@ -75,6 +75,7 @@ def test_what_is_fixed_is_tuned_only_by_name(finished: Path, tmp_path: Path) -> 
     assert next(iter(rows(tmp_path / "named" / "tuned.csv")[0])) == "strength"
 
 
+@pytest.mark.filterwarnings("ignore:.*these weights were learned with strength")
 def test_plug_in_use_without_a_fit(finished: Path, tmp_path: Path) -> None:
     weights = finished.parent / "run" / "regularizer.safetensors"
     options = f"--model.pretrained={weights}", f"--run_dir={tmp_path}", QUIET

@@ -68,8 +68,9 @@ class Ridge(Regularizer):
         device has transforms in half precision.
         """
         channels = real_channels(self, x, self.channels)
-        contrast = channels - channels.detach().mean((-2, -1), keepdim=True)  # brightness, unseen, would round the rest
-        padded, unpad, *_ = torch.func.vjp(self._pad, contrast)
+        # Brightness is not seen, and would round the rest. To three digits, as the order of a sum depends on the batch.
+        brightness = channels.detach().mean((-2, -1), keepdim=True).bfloat16().to(channels)
+        padded, unpad, *_ = torch.func.vjp(self._pad, channels - brightness)
         (height, width), margin = x.shape[-2:], 2 * self.radius
         size = _transform_length(height + margin), _transform_length(width + margin)
         kernels = self._kernels()
