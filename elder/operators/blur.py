@@ -207,7 +207,8 @@ class Deblurring(_Blurring):
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         image = self._image(scene)
         H, W = image.shape[-2:]
-        return CircularBlur(self._kernel(scene, generators).to(image.real), (H, W), warn=False)  # `stack` has
+        kernel = self._kernel(scene, generators).to(image.real)
+        return CircularBlur(kernel, (H, W), warn=False)  # as `stack` has warned
 
 
 @dataclass(frozen=True)

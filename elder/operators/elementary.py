@@ -94,7 +94,7 @@ class Mask(LinearOperator):
                 f"Mask: expected a real or bool mask (B|1, C|1, H|1, W|1), got {mask.dtype} {tuple(mask.shape)}; "
                 "add axes of length 1, or give a complex weight as Sensitivity"
             )
-        if not mask.isfinite().all():
+        if mask.is_floating_point() and not mask.isfinite().all():
             raise ValueError(
                 f"{type(self).__name__}: expected a finite mask, got NaN or infinity in it; correct its source"
             )
