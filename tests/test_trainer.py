@@ -75,11 +75,11 @@ def test_what_is_fixed_is_tuned_only_by_name(finished: Path, tmp_path: Path) -> 
     assert next(iter(rows(tmp_path / "named" / "tuned.csv")[0])) == "strength"
 
 
-@pytest.mark.filterwarnings("ignore:.*these weights were learned with strength")
 def test_plug_in_use_without_a_fit(finished: Path, tmp_path: Path) -> None:
     weights = finished.parent / "run" / "regularizer.safetensors"
     options = f"--model.pretrained={weights}", f"--run_dir={tmp_path}", QUIET
-    run("tune", finished, *options, "--max_evaluations=9")
+    with pytest.warns(UserWarning, match="these weights were learned with strength .* has strength 0.1"):
+        run("tune", finished, *options, "--max_evaluations=9")
     overlay = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["model"]["init_args"]
     assert [*overlay] == ["reconstruction"] and [*overlay["reconstruction"]] == ["strength", "sigma_factor"]
     assert overlay["reconstruction"]["strength"] != pytest.approx(0.1)
