@@ -16,6 +16,8 @@ from elder.models.regularizers import Prior
 from elder.operators import InverseProblem, LinearOperator
 from elder.solvers import Solution
 
+_BRIGHT = 10.0  # far above any image that a model learned from: those have magnitudes of up to about 1
+
 
 class TrainedModel(nn.Module):
     """x̂ = argmin_x ½‖Ax − y‖² + λR(x), or D(y; σ) = y − ∇R(y), with what was learned: `model(y, A)`, `model(y)`.
@@ -52,6 +54,7 @@ class TrainedModel(nn.Module):
         """
         if A is None and self.reconstruction is None:
             self._check(y)
+            self._warn_if_bright(y)
             return self._denoiser()(y, self._level(y, sigma))
         solution = self.solve(y, A, sigma)
         tol = (
@@ -87,7 +90,9 @@ class TrainedModel(nn.Module):
                 "frequency, which masks have at (H // 2, W // 2)",
                 stacklevel=3,
             )
-        return reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))
+        solution = reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))
+        self._warn_if_bright(solution.x)
+        return solution
 
     def _denoiser(self) -> Denoiser:
         if self.denoiser is None:
@@ -110,6 +115,15 @@ class TrainedModel(nn.Module):
         if self.card.noise is not None:
             warn_outside(level, self.card.noise, self.card.name)
         return level
+
+    def _warn_if_bright(self, x: Tensor) -> None:
+        """R knows images by their scale: one in [0, 255] is taken for noise of great contrast."""
+        if (greatest := float(x.abs().max())) > _BRIGHT:
+            warnings.warn(
+                f"{self.card.name}: learned from images in [0, 1], given one of values up to {greatest:.3g}; divide y "
+                "by the largest value that an image may have, as 255",
+                stacklevel=4,
+            )
 
     def _check(self, x: Tensor) -> None:
         """Refuse images of other channels or precision than R takes, and such as are not finite."""

@@ -136,6 +136,14 @@ def test_a_mask_without_zero_frequency_is_warned_of() -> None:
         model(A(tiny(1)), A)
 
 
+def test_an_image_of_another_scale_is_warned_of() -> None:
+    y = 255 * tiny(1)
+    with pytest.warns(UserWarning, match=r"mri_wcrr_denoiser: learned from images in \[0, 1\], .* up to 2\d\d; divide"):
+        elder.load("mri_wcrr_denoiser")(y, sigma=0.03)
+    with pytest.warns(UserWarning, match=r"mri_wcrr: learned from images in \[0, 1\]"):
+        elder.load("mri_wcrr").solve(y, Identity())
+
+
 def test_noise_levels_of_other_samples_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected sigma to be one number, or one for each of 2 samples, got \(3,\)"):
         elder.load("mri_wcrr_denoiser")(torch.zeros(2, 1, 8, 8), sigma=torch.ones(3))
