@@ -7,7 +7,7 @@ import scipy.signal
 import torch
 
 from elder.linalg import inner
-from elder.models.regularizers import Convex, Ridge, WeaklyConvex
+from elder.models.regularizers import Convex, Ridge, WeaklyConvex, ridge
 from tests.models.test_regularizers import monotonicity
 from tests.solvers.problems import draw
 
@@ -138,6 +138,25 @@ def test_brightness_costs_no_precision():
         return ((R.value_and_grad(x + brightness)[1].double() - exact).norm() / exact.norm()).item()
 
     assert error(torch.tensor([64.0, -64.0])[:, None, None]) < 2 * error(0.0) < 1e-5
+
+
+def test_filters_one_at_a_time_or_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R, ∇R, and the derivatives of ∇R in the image and in all parameters."""
+    torch.manual_seed(0)
+    R, (x, v) = Ridge(2, (4, 7), 3).double(), draw(2, 2, 2, 12, 11)
+    x.requires_grad_()
+
+    def results() -> list[torch.Tensor]:
+        value, grad = R.value_and_grad(x)
+        return [value, grad, *torch.autograd.grad(inner(grad, v).sum(), [x, *R.parameters()])]
+
+    assert ridge._filters_at_once((16, 16), x.device) >= 7
+    together = results()
+    monkeypatch.setattr(ridge, "_CACHED", 3 * 16**2)  # groups of three, three and one
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert ridge._filters_at_once((16, 16), x.device) == 3
+    for one, other in zip(results(), together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_images_no_larger_than_their_mirrored_border_are_refused_in_words():

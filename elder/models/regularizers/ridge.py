@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from elder.linalg import from_channels, full_precision
 from elder.models.regularizers.base import Regularizer, real_channels
 from elder.models.regularizers.potentials import Potential, WeaklyConvex
+
+_CACHED = 1 << 19  # numbers that a core of a CPU works on without waiting for memory
 
 
 class Ridge(Regularizer):
@@ -64,8 +68,8 @@ class Ridge(Regularizer):
         """By hand, ∇R(x) = Σ_i s_i⁻¹ W_iᵀψ′(s_i W_i x), with W multiplied out and applied in the Fourier domain.
 
         The mirrored image holds all that the responses of its pixels depend on, so that neither product wraps around.
-        W and Wᵀ cost a transform per filter each, whatever the size of the filters. Autocast is left aside: not every
-        device has transforms in half precision.
+        W and Wᵀ cost a transform per filter each, whatever the size of the filters; so many filters at a time as keep
+        the responses in the caches of a CPU. Autocast is left aside: not every device has transforms in half precision.
         """
         channels = real_channels(self, x, self.channels)
         # Brightness is not seen, and would round the rest. To three digits, as the order of a sum depends on the batch.
@@ -74,15 +78,21 @@ class Ridge(Regularizer):
         (height, width), margin = x.shape[-2:], 2 * self.radius
         size = _transform_length(height + margin), _transform_length(width + margin)
         kernels = self._kernels()
-        gain = self.log_scale.exp() / _largest_gain(kernels)
-        spectrum = torch.fft.rfft2(kernels * gain[:, None, None], s=size)  # (channels, n_filters, …), of s_i W_i
-        responses = torch.fft.irfft2(_analyse(_RealFourier.apply(_place(padded, 0, size)), spectrum), s=size)
-        values, slope = self.potential.sum_and_slope(responses[..., margin : margin + height, margin : margin + width])
-        weight = (-2 * self.log_scale).exp()
-        spectrum = (spectrum * weight[:, None, None]).conj()
-        grad = torch.fft.irfft2(_synthesise(_RealFourier.apply(_place(slope, margin, size)), spectrum), s=size)
+        kernels = kernels * (self.log_scale.exp() / _largest_gain(kernels))[:, None, None]  # of s_i W_i
+        weights = (-2 * self.log_scale).exp()
+        image, values, spectra = _RealFourier.apply(_place(padded, 0, size)), [], []
+        group = _filters_at_once(size, x.device)
+        for kernel, weight in zip(kernels.split(group, dim=1), weights.split(group), strict=True):
+            spectrum = torch.fft.rfft2(kernel, s=size)  # (channels, filters, …)
+            responses = torch.fft.irfft2(_analyse(image, spectrum), s=size)
+            responses = responses[..., margin : margin + height, margin : margin + width]
+            sums, slope = self.potential.sum_and_slope(responses)
+            values.append(sums @ weight)
+            spectrum = (spectrum * weight[:, None, None]).conj()
+            spectra.append(_synthesise(_RealFourier.apply(_place(slope, margin, size)), spectrum))
+        grad = torch.fft.irfft2(_sum(spectra), s=size)
         (grad,) = unpad(grad[..., : height + margin, : width + margin])
-        return values @ weight, from_channels(grad, x)
+        return _sum(values), from_channels(grad, x)
 
     def norm(self) -> Tensor:
         """‖W‖ before normalisation, from the frequency responses on a grid, summed over channels."""
@@ -126,8 +136,7 @@ def _largest_gain(kernels: Tensor) -> Tensor:
 
 def _analyse(image: Tensor, spectrum: Tensor) -> Tensor:
     """Σ_c of image (B, channels, …) times spectrum (channels, n_filters, …), both in the Fourier domain."""
-    first, *others = (image[:, c, None] * spectrum[c] for c in range(len(spectrum)))
-    return sum(others, first)
+    return _sum([image[:, c, None] * spectrum[c] for c in range(len(spectrum))])
 
 
 def _synthesise(responses: Tensor, spectrum: Tensor) -> Tensor:
@@ -147,6 +156,18 @@ def _is_smooth(n: int) -> bool:
         while n % p == 0:
             n //= p
     return n == 1
+
+
+def _filters_at_once(size: tuple[int, int], device: torch.device) -> int:
+    """How many filters are taken together, in batches of any size, as the order of a sum decides how it is rounded."""
+    if device.type != "cpu":
+        return sys.maxsize
+    return max(1, _CACHED * torch.get_num_threads() // math.prod(size))
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, first)
 
 
 def _place(u: Tensor, margin: int, size: tuple[int, int]) -> Tensor:
