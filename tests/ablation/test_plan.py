@@ -129,6 +129,37 @@ def test_axes_may_be_zipped_conditional_excluded_and_included(folder: Path) -> N
     assert "include" not in made.axes
 
 
+def test_values_of_several_axes_may_change_something_together(folder: Path) -> None:
+    epochs = "trainer.max_epochs"
+    made = plan(
+        folder,
+        axes=AXES | {epochs: [2, 3]},
+        where=[
+            {"solver": "picard", "backward": "jfb", "set": {f"{SOLVER}.max_steps": 9, "model.optimizer.lr": 0.1}},
+            {"backward": ["implicit"], epochs: "3", "set": {epochs: 5}},  # after what the axis sets
+        ],
+        include=[{"solver": "picard", "backward": "jfb", "set": {f"{SOLVER}.max_steps": 4}, "name": "short"}],
+    )
+    runs = {name: made.runs[cell.final] for name, cell in zip(coordinates(made), made.cells, strict=True)}
+    assert {name: run.max_epochs for name, run in runs.items()} == {
+        "lbfgs,implicit,2": 2,
+        "lbfgs,implicit,3": 5,
+        "lbfgs,jfb,2": 2,
+        "lbfgs,jfb,3": 3,
+        "picard,implicit,2": 2,
+        "picard,implicit,3": 5,
+        "picard,jfb,2": 2,
+        "picard,jfb,3": 3,
+        "picard,jfb,2,short": 2,
+    }
+    steps = {name: trees.get(run.config, f"{SOLVER}.max_steps") for name, run in runs.items()}
+    assert {name for name, n in steps.items() if n == 9} == {"picard,jfb,2", "picard,jfb,3"}
+    assert steps["picard,jfb,2,short"] == 4
+    assert {name for name, run in runs.items() if trees.get(run.config, "model.optimizer.lr") == 0.1} == {
+        *("picard,jfb,2", "picard,jfb,3", "picard,jfb,2,short")
+    }
+
+
 ZIP = [{"x": {"a": {}, "b": {}}, "y": {"c": {}, "d": {}}}]
 WHEN = {"backward": {"solver": "picard"}}
 
@@ -137,6 +168,10 @@ WHEN = {"backward": {"solver": "picard"}}
     ("parts", "expected"),
     [
         ({"exclude": [{"solver": "lbfgs"}]}, "exclude[0]: expected the baseline to be kept"),
+        (
+            {"when": WHEN, "where": [{"solver": "lbfgs", "backward": "jfb", "set": {"trainer.max_epochs": 3}}]},
+            "where[0]: expected to match a cell, matches none",
+        ),
         ({"axes": AXES, "when": {"backward": {"solver": []}}}, "when.backward.solver: expected values of solver"),
         (
             {"when": WHEN, "exclude": [{"solver": "lbfgs", "backward": "jfb"}]},

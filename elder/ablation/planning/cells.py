@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
 from elder.ablation.planning.documents import StudyError
-from elder.ablation.planning.grid import Include
+from elder.ablation.planning.grid import Include, matches
 from elder.ablation.planning.study import Study
 
 __all__ = ["Coordinates", "baseline_of", "cells_of", "covering"]
@@ -30,13 +30,13 @@ def cells_of(study: Study) -> dict[Coordinates, Include | None]:
     """All coordinates in order, the baseline's first, each with what it was included as.
 
     Raises:
-        StudyError: If the baseline is excluded, an exclusion excludes nothing, or there are too many cells.
+        StudyError: If the baseline is excluded, an exclusion or a patch `where` is of no cell, or there are too many.
     """
     mistakes, baseline = list[str](), baseline_of(study)
     used = [0] * len(study.exclude)
     cells: dict[Coordinates, Include | None] = {tuple(baseline.items()): None}
     for coordinates in _product(study):
-        hits = [i for i, one in enumerate(study.exclude) if _matches(coordinates, one)]
+        hits = [i for i, one in enumerate(study.exclude) if matches(coordinates, one)]
         for i in hits:
             used[i] += 1
             if coordinates == baseline:
@@ -58,6 +58,9 @@ def cells_of(study: Study) -> dict[Coordinates, Include | None]:
             mistakes.append(f"{one.place}: expected a cell that is not there without it, got one that is")
         else:
             cells[tuple(coordinates.items())] = None
+    for i, one in enumerate(study.where):
+        if not any(matches(dict(items), one.selection) for items in cells):
+            mistakes.append(f"{study.file}: where[{i}]: expected to match a cell, matches none; leave it out")
     if mistakes:
         raise StudyError(*mistakes)
     return cells
@@ -106,10 +109,6 @@ def _existing(study: Study, coordinates: Mapping[str, str]) -> dict[str, str]:
         return all(exists(other) and coordinates[other] in values for other, values in conditions.items())
 
     return {axis: value for axis, value in coordinates.items() if exists(axis)}
-
-
-def _matches(coordinates: Mapping[str, str], selection: Mapping[str, tuple[str, ...]]) -> bool:
-    return all(coordinates.get(axis) in values for axis, values in selection.items())
 
 
 def _completed(study: Study, given: Mapping[str, str], default: Mapping[str, str], place: str) -> dict[str, str]:

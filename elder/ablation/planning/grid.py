@@ -1,4 +1,4 @@
-"""The part of a study that says which cells it has: axes, zip, variants, when, exclude, include, baseline."""
+"""The part of a study that says which cells it has: axes, zip, variants, when, where, exclude, include, baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from elder.ablation.planning import trees
 from elder.ablation.planning.documents import Place, StudyError, value_name
 
-__all__ = ["Axis", "Grid", "Include", "Patch", "Setting", "checked_key", "patch"]
+__all__ = ["Axis", "Grid", "Include", "Interaction", "Patch", "Setting", "checked_key", "matches", "patch"]
 
 VARIANT = "variant"
 _RESERVED = ("set", "name", "seed", "include")  # have a meaning beside the names of axes
@@ -48,6 +48,14 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Interaction:
+    """What values of several axes change together: by axis the values for which it does, and a patch."""
+
+    selection: Mapping[str, tuple[str, ...]]
+    patch: Patch
+
+
+@dataclass(frozen=True)
 class Include:
     """A cell beside the product of the axes: partial coordinates, a patch, and a name if it has a patch."""
 
@@ -70,6 +78,11 @@ def checked_key(place: Place, key: str) -> str:
         if plain == refused or plain.endswith(f".{refused}"):
             raise StudyError(f"{place}: expected a key that a study may set, got {plain}; {advice}")
     return key
+
+
+def matches(coordinates: Mapping[str, str], selection: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether the coordinates have, of each axis that is selected, one of the values."""
+    return all(coordinates.get(axis) in values for axis, values in selection.items())
 
 
 def patch(place: Place) -> Patch:
@@ -133,7 +146,7 @@ class Grid:
         for name, one in place.mapping("conditions by axis").items():
             with place.collecting():
                 self._known(name, one)
-                conditions[name] = self._selection(one)
+                conditions[name] = self._selection(one, one.mapping("values by axis"))
                 if name in conditions[name]:
                     one.fail("a condition on other axes", f"one on {name} itself")
         for name in conditions:
@@ -152,8 +165,20 @@ class Grid:
         excluded = []
         for one in place.items("a list of partial coordinates"):
             with place.collecting():
-                excluded.append(self._selection(one))
+                excluded.append(self._selection(one, one.mapping("values by axis")))
         return tuple(excluded)
+
+    def read_where(self, place: Place) -> tuple[Interaction, ...]:
+        """Patches of the cells that have certain values of several axes."""
+        interactions = []
+        for one in place.items("a list of partial coordinates with `set`"):
+            with place.collecting():
+                found = one.mapping("values by axis, and `set`")
+                if "set" not in found:
+                    one.fail("a patch `set` beside the values", "none")
+                settings = patch(found.pop("set"))
+                interactions.append(Interaction(self._selection(one, found), settings))
+        return tuple(interactions)
 
     def read_include(self, place: Place) -> tuple[Include, ...]:
         """Single cells beside the product."""
@@ -214,9 +239,8 @@ class Grid:
             return value_name(place.value)
         return place.choice([*axis.values], f"a value of {name} ({', '.join(axis.values)})")
 
-    def _selection(self, place: Place) -> dict[str, tuple[str, ...]]:
+    def _selection(self, place: Place, found: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
         """By axis, one value or a list of them."""
-        found = place.mapping("values by axis")
         if not found:
             place.fail("values by axis")
         selection = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 
 from elder.ablation.planning import identity, trees
 from elder.ablation.planning.documents import StudyError, read_yaml
-from elder.ablation.planning.grid import Setting
+from elder.ablation.planning.grid import Setting, matches
 from elder.ablation.planning.study import COMMANDS_KEY, Stage, Study
 
 __all__ = ["Merging"]
+
+_WHERE = "set"  # among coordinates, for an interaction: no axis is called that
 
 _DROPPED = (
     "run_dir",
@@ -45,6 +47,11 @@ class Merging:
             for value, patch in axis.values.items()
         }
         self._axes = {axis for (axis, _), settings in self.by_value.items() if settings}
+        self._where = dict[tuple[str, str], Mapping[str, tuple[str, ...]]]()
+        for i, one in enumerate(study.where):
+            if own := self.routed(one.patch.values()):
+                self.by_value[_WHERE, str(i)] = own
+                self._where[_WHERE, str(i)] = one.selection
         self._stack: list[tuple[tuple[str, str] | None, dict[str, Any]]] = []
 
     def routed(self, settings: Any) -> tuple[Setting, ...]:
@@ -58,8 +65,9 @@ class Merging:
         return tuple(own)
 
     def relevant(self, items: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """The coordinates on axes that set something in this stage."""
-        return tuple(item for item in items if item[0] in self._axes)
+        """The coordinates on axes that set something in this stage, and the interactions that do."""
+        axes = [item for item in items if item[0] in self._axes]
+        return *axes, *(item for item, selection in self._where.items() if matches(dict(items), selection))
 
     def settings(self, items: Sequence[tuple[str, str]]) -> list[Setting]:
         """All that is set after the base configurations, in order."""

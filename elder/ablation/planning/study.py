@@ -14,14 +14,14 @@ from typing import Any
 
 from elder.ablation.planning import grid, sections, trees
 from elder.ablation.planning.documents import Place, StudyError, read_yaml
-from elder.ablation.planning.grid import Axis, Include, Patch, Setting
+from elder.ablation.planning.grid import Axis, Include, Interaction, Patch, Setting
 from elder.ablation.planning.sections import Resources, Search
 
 __all__ = ["Resources", "Search", "Stage", "Study", "StudyError", "read_study"]
 
 KEYS = (
-    "name", "base", "set", "axes", "zip", "variants", "when", "exclude", "include", "seeds", "baseline", "metrics",
-    "stages", "resources", "profile", "profiles", "quick", "search",
+    "name", "base", "set", "axes", "zip", "variants", "when", "where", "exclude", "include", "seeds", "baseline",
+    "metrics", "stages", "resources", "profile", "profiles", "quick", "search",
 )  # fmt: skip
 COMMANDS = ("fit", "validate", "test", "predict", "tune", "trace", "certify")
 COMMANDS_KEY = "commands"  # in a patch: those of the stage, for the cells that it is for
@@ -65,6 +65,7 @@ class Study:
         patch: Of every run.
         dimensions: Axes in groups: those of one group are varied together, the groups independently.
         when: By axis, the values of other axes for which it exists.
+        where: Patches of the cells at certain values of several axes, after those of the axes.
         exclude: Coordinates that are left out: by axis, values.
         include: Further cells.
         seeds: Of every cell.
@@ -83,6 +84,7 @@ class Study:
     patch: Patch
     dimensions: tuple[tuple[Axis, ...], ...] = ()
     when: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    where: tuple[Interaction, ...] = ()
     exclude: tuple[Mapping[str, tuple[str, ...]], ...] = ()
     include: tuple[Include, ...] = ()
     seeds: tuple[int, ...] = (0,)
@@ -151,7 +153,7 @@ class _Reading:
             values[key] = self._part(key, read, None)
         for key, read in (("axes", axes.read_axes), ("zip", axes.read_zip), ("variants", axes.read_variants)):
             self._part(key, read, None)
-        for key in ("when", "exclude", "include", "baseline"):
+        for key in ("when", "where", "exclude", "include", "baseline"):
             values[key] = self._part(key, getattr(axes, f"read_{key}"), None)
         profile = self._part("profile", lambda p: self._profile(p, values["profiles"] or {}), "local")
         stages: tuple[Stage, ...] = ()
@@ -168,6 +170,7 @@ class _Reading:
             patch=values["set"] or {},
             dimensions=tuple(axes.dimensions),
             when=values["when"] or {},
+            where=values["where"] or (),
             exclude=values["exclude"] or (),
             include=values["include"] or (),
             seeds=values["seeds"] or (0,),
