@@ -38,7 +38,7 @@ import elder.solvers  # noqa: F401
 from elder.datamodules.base import ImagingDataModule
 from elder.models.denoising_module import DenoisingModule
 from elder.models.reconstruction_module import ReconstructionModule
-from elder.models.weights import read_noise_range, read_prior, read_scalars, write_prior
+from elder.models.weights import read_measured_noise, read_noise_range, read_prior, read_scalars, write_prior
 from elder.parsing import ArgumentParser
 from elder.reporting.account import has_account
 from elder.reporting.callbacks import ImagePanel, PredictionWriter, SaveConfig, TestReport
@@ -171,10 +171,12 @@ class ElderCLI(LightningCLI):
             return
         value = float(best.best_model_score)
         if (prior := _prior(self.model)) is not None:
-            prior.load_state_dict(read_prior(Path(best.best_model_path)))
+            path = Path(best.best_model_path)
+            prior.load_state_dict(read_prior(path))
             facts = {best.monitor: value, "seed": int(self._get(self.config, "seed_everything"))}
-            facts |= read_scalars(Path(best.best_model_path))
-            facts |= {"noise": levels} if (levels := read_noise_range(Path(best.best_model_path))) else {}
+            facts |= read_scalars(path)
+            facts |= {"noise": levels} if (levels := read_noise_range(path)) else {}
+            facts |= {"measured_noise": levels} if (levels := read_measured_noise(path)) else {}
             write_prior(Path(self._run_dir) / "regularizer.safetensors", prior, facts)
         rank_zero_info(f"best checkpoint: {os.path.relpath(best.best_model_path)} ({best.monitor} {value:.2f})")
 

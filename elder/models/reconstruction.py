@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -70,8 +71,8 @@ class Reconstruction(nn.Module):
         if unknown := set(fixed) - set(SCALARS):
             raise ValueError(f"Reconstruction: expected fixed to name {', '.join(SCALARS)}, got {', '.join(unknown)}")
         for name, number in zip(SCALARS, (strength, sigma, sigma_factor), strict=True):
-            if number is not None and number <= 0:
-                raise ValueError(f"Reconstruction: expected {name} > 0, got {number}")
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"Reconstruction: expected a finite {name} > 0, got {number}")
         self.prior = prior
         self.solver = solver or LBFGS()
         self.backward = backward or Implicit()
@@ -119,7 +120,7 @@ class Reconstruction(nn.Module):
         """Noise level that the prior is told: one for all samples, (), or with `sigma_factor` one for each, (B,).
 
         Raises:
-            ValueError: If it is relative to that of a problem which does not have one.
+            ValueError: If it is relative to that of a problem which does not have one for each sample.
         """
         own = None if self.log_sigma is None else self.log_sigma.exp()
         if self.log_sigma_factor is None:
@@ -128,6 +129,11 @@ class Reconstruction(nn.Module):
             raise ValueError(
                 "Reconstruction: sigma_factor is relative to the noise level of the problem, got a problem without "
                 "one (measured data); give sigma instead"
+            )
+        if problem.sigma.shape not in ((), (len(problem.y),)):
+            raise ValueError(
+                f"Reconstruction: expected one noise level, or one for each of {len(problem.y)} samples, got "
+                f"{tuple(problem.sigma.shape)}; give the problem another sigma"
             )
         relative = self.log_sigma_factor.exp() * problem.sigma
         return relative if own is None else (own.square() + relative.square()).sqrt()
@@ -163,9 +169,16 @@ class Reconstruction(nn.Module):
             seed: Of the sets of measurements that online solvers draw: another one in each step of training.
 
         Raises:
-            ValueError: If a tolerance is below what rounding under the ambient autocast allows.
+            ValueError: If a tolerance is below what rounding under the ambient autocast allows, or the measurements are
+                of another precision than the prior.
         """
         x0, scale = (full_precision(problem.A.initialize)(problem.y), None) if start is None else start
+        weights = next(self.prior.parameters(), None)
+        if weights is not None and weights.dtype != x0.real.dtype:
+            raise ValueError(
+                f"Reconstruction: expected images of the precision of the prior, {weights.dtype}, got "
+                f"{x0.real.dtype}; convert the measurements and the operator, or the prior with .to(dtype)"
+            )
         solver, rule = self.solver, self.backward
         if tolerances is not None:
             solver = replace(solver, tol=tolerances.forward)

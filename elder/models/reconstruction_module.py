@@ -26,7 +26,7 @@ from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
-from elder.models.weights import check_weights, restore_prior, warn_of_scalars
+from elder.models.weights import check_weights, read_measured_noise, restore_prior, warn_of_scalars
 from elder.operators.acquisition import InverseProblem
 from elder.solvers import SHINE, Solution
 
@@ -80,10 +80,12 @@ class ReconstructionModule(LightningModule):
         self.reconstruction = reconstruction
         self._bounds = StrengthBounds(reconstruction.strength.item())
         self.loss = loss or nn.MSELoss()
-        self._told = NoiseRange(None if pretrained is None else restore_prior(reconstruction.prior, pretrained))
+        # What the prior was told, and the noise of measurements, in the training that it comes from; then in that here
+        self._told, self._came, self._measured = NoiseRange(), NoiseRange(), NoiseRange()
         if pretrained is not None:
+            self._told = NoiseRange(restore_prior(reconstruction.prior, pretrained))
+            self._came = NoiseRange(read_measured_noise(pretrained))
             warn_of_scalars(reconstruction, pretrained)
-        self._measured = NoiseRange()  # that of the measurements, in the training here
         # A plain attribute: baselines are neither trained nor kept in checkpoints.
         self._baselines = (dict(baselines or {}),)
         self.initialization = initialization
@@ -120,7 +122,8 @@ class ReconstructionModule(LightningModule):
         """Warn, once, of a noise level of other measurements than in training, or one that the prior was not told."""
         if self._told.known is not None:
             self._told.check(self.reconstruction.sigma(problem), type(self.reconstruction.prior).__name__)
-        self._measured.check(problem.sigma, type(self).__name__)
+        for measured in (self._came, self._measured):
+            measured.check(problem.sigma, type(self).__name__)
 
     # Training
 
@@ -129,6 +132,7 @@ class ReconstructionModule(LightningModule):
         if self._told.known is not None:
             self.check_noise(problem)
             self._told = NoiseRange()
+        self._came = NoiseRange()
         self._measured.extend(problem.sigma)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -287,7 +291,8 @@ class ReconstructionModule(LightningModule):
 
     def know_noise(self, checkpoint: Mapping[str, Any]) -> None:
         """The levels that the weights of a checkpoint were trained for, here."""
-        self._told, self._measured = NoiseRange(), NoiseRange(checkpoint.get("measured_noise"))
+        self._told, self._came = NoiseRange(), NoiseRange()
+        self._measured = NoiseRange(checkpoint.get("measured_noise"))
 
 
 def ground_truth(batch: Batch) -> Tensor:

@@ -190,8 +190,24 @@ def read_noise_range(path: Path) -> tuple[float, float] | None:
 
     In a Lightning checkpoint it is the entry `noise_range`, among the facts of `write_prior` it is `noise`.
     """
+    return _range(path, "noise_range", "noise")
+
+
+def read_measured_noise(pretrained: str | Path) -> tuple[float, float] | None:
+    """Least and greatest noise level of the measurements that a reconstruction was trained with, where it is known.
+
+    In files it is the entry or the fact `measured_noise`; of a model that ships, its card has it.
+    """
+    catalogue = shipped()
+    if str(pretrained) in catalogue:
+        card = catalogue[str(pretrained)]
+        return card.noise if card.task == "reconstruction" else None
+    return _range(find_weights(pretrained), "measured_noise", "measured_noise")
+
+
+def _range(path: Path, entry: str, fact: str) -> tuple[float, float] | None:
     if path.suffix == ".safetensors":
-        found = read_about(path).get("noise")
+        found = read_about(path).get(fact)
     else:
-        found = torch.load(path, map_location="cpu", weights_only=True).get("noise_range")
+        found = torch.load(path, map_location="cpu", weights_only=True).get(entry)
     return None if found is None else (float(found[0]), float(found[1]))

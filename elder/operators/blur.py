@@ -26,7 +26,7 @@ class CircularBlur(LinearOperator):
         warn: Of a kernel of even size, or of a sum other than 1: in imaging mostly slips.
 
     Raises:
-        ValueError: If the kernel has another shape, is not of finite real numbers, or is larger than the image.
+        ValueError: If the kernel has another shape, is not of finite real numbers, is zero, or larger than the image.
     """
 
     otf: Tensor  # optical transfer function, (B|1, 1, H, W)
@@ -38,9 +38,10 @@ class CircularBlur(LinearOperator):
                 f"CircularBlur: expected a real kernel (B|1, 1, kh, kw), got {kernel.dtype} {tuple(kernel.shape)}; "
                 "one kernel serves all channels"
             )
-        if not kernel.is_floating_point() or not kernel.isfinite().all():
+        if not kernel.is_floating_point() or not kernel.isfinite().all() or not kernel.any():
             raise ValueError(
-                f"CircularBlur: expected a kernel of finite real numbers, got {kernel.dtype}; check the kernel"
+                "CircularBlur: expected a kernel of finite real numbers, not all of them zero, got "
+                f"{kernel.dtype} {tuple(kernel.shape)}; check the kernel"
             )
         (kh, kw), (H, W) = kernel.shape[-2:], image_size
         if kh > H or kw > W:

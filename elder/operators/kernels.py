@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class GaussianKernel(Kernel):
     angle: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.size % 1 or self.sigma <= 0:
+        if self.size < 1 or not isinstance(self.size, Integral) or self.sigma <= 0:
             raise ValueError(
                 f"GaussianKernel: expected a whole size >= 1 and sigma > 0, got {self.size} and {self.sigma}"
             )
@@ -83,8 +84,8 @@ class UniformKernel(Kernel):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"UniformKernel: expected size >= 1, got {self.size}")
+        if self.size < 1 or not isinstance(self.size, Integral):
+            raise ValueError(f"UniformKernel: expected a whole size >= 1, got {self.size}")
 
     def __call__(self) -> Tensor:
         return torch.full((1, 1, self.size, self.size), 1 / self.size**2, dtype=torch.float64)
@@ -104,7 +105,7 @@ class DiagonalKernel(Kernel):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.size % 2 == 0:
+        if self.size < 1 or self.size % 2 == 0 or not isinstance(self.size, Integral):
             raise ValueError(f"DiagonalKernel: expected an odd size of at least 1, got {self.size}")
 
     def __call__(self) -> Tensor:
@@ -141,7 +142,7 @@ class MotionKernel(Kernel):
     seed: int
 
     def __post_init__(self) -> None:
-        if self.size < 3 or self.size % 2 == 0:
+        if self.size < 3 or self.size % 2 == 0 or not isinstance(self.size, Integral):
             raise ValueError(f"MotionKernel: expected an odd size of at least 3, got {self.size}")
 
     def __call__(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,19 @@ class Sensitivity(LinearOperator):
 
 
 def single_coil(mask: Tensor) -> LinearOperator:
-    """A = M F, undersampled k-space of one coil; mask (B|1, 1, 1, W) or (B|1, 1, H, W)."""
-    return Mask(mask) @ Fourier()
+    """A = M F, undersampled k-space of one coil; mask (B|1, 1, 1, W) or (B|1, 1, H, W).
+
+    Zero frequency is at (H // 2, W // 2); a warning if the mask leaves it out.
+    """
+    sampling = Mask(mask)
+    zero = mask[..., mask.shape[-2] // 2, mask.shape[-1] // 2]
+    if not (zero != 0).all():
+        warnings.warn(
+            f"single_coil: the mask {tuple(mask.shape)} leaves out zero frequency, at (H // 2, W // 2), without which "
+            "the mean of the image is unknown; sample it, or where the mask has it elsewhere, shift it there",
+            stacklevel=2,
+        )
+    return sampling @ Fourier()
 
 
 def multi_coil(mask: Tensor, maps: Tensor) -> LinearOperator:

@@ -49,7 +49,7 @@ class Gaussian(Noise):
         sigma_max: If given, each sample's σ is drawn uniformly from [sigma, sigma_max].
 
     Raises:
-        ValueError: If a standard deviation is negative, or the list or the range is empty.
+        ValueError: If a standard deviation is negative or NaN, or the list or the range is empty.
     """
 
     sigma: float | list[float]
@@ -57,12 +57,12 @@ class Gaussian(Noise):
 
     def __post_init__(self) -> None:
         if isinstance(self.sigma, list):
-            if not self.sigma or min(self.sigma) < 0 or self.sigma_max is not None:
+            if not self.sigma or not all(level >= 0 for level in self.sigma) or self.sigma_max is not None:
                 raise ValueError(
                     "Gaussian: expected a list of levels sigma >= 0 without sigma_max, got "
                     f"sigma={self.sigma} and sigma_max={self.sigma_max}"
                 )
-        elif self.sigma < 0 or (self.sigma_max is not None and self.sigma_max < self.sigma):
+        elif not 0 <= self.sigma <= (self.sigma if self.sigma_max is None else self.sigma_max):
             raise ValueError(
                 f"Gaussian: expected 0 <= sigma <= sigma_max, got sigma={self.sigma} and sigma_max={self.sigma_max}"
             )

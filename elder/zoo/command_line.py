@@ -45,7 +45,7 @@ def check() -> None:
     for name, card in shipped().items():
         if card.ships:
             load(name)
-        _say(f"{name}: {'the files that were measured' if card.ships else 'does not ship'}")
+        _say(f"{name}: {'weights and configuration that were measured' if card.ships else 'does not ship'}")
 
 
 def document() -> None:

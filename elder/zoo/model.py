@@ -86,9 +86,14 @@ class TrainedModel(nn.Module):
         flat = torch.ones_like(x0)
         if bool((norm(A(flat)) <= 1e-3 * norm(flat)).any()):
             warnings.warn(
-                f"{name}: A makes nothing of a constant image, so that the mean of x̂ is unknown; sample zero "
-                "frequency, which masks have at (H // 2, W // 2)",
+                f"{name}: A makes nothing of a constant image, so that the mean of x̂ is unknown; measure it (in the "
+                "Fourier domain, zero frequency: masks have it at (H // 2, W // 2))",
                 stacklevel=3,
+            )
+        if sigma is None and reconstruction.log_sigma_factor is not None:
+            raise ValueError(
+                f"{name} is told the noise level of y: expected the standard deviation of its noise, got none; call "
+                "model(y, A, sigma=…)"
             )
         solution = reconstruction(InverseProblem(A, y, sigma=self._level(y, sigma)))
         self._warn_if_bright(solution.x)
@@ -118,7 +123,7 @@ class TrainedModel(nn.Module):
 
     def _warn_if_bright(self, x: Tensor) -> None:
         """R knows images by their scale: one in [0, 255] is taken for noise of great contrast."""
-        if (greatest := float(x.abs().max())) > _BRIGHT:
+        if (greatest := float(x.detach().abs().max())) > _BRIGHT:
             warnings.warn(
                 f"{self.card.name}: learned from images in [0, 1], given one of values up to {greatest:.3g}; divide y "
                 "by the largest value that an image may have, as 255",

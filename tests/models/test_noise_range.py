@@ -15,7 +15,7 @@ from elder.models.noise_range import NoiseRange
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Residual
-from elder.models.weights import read_noise_range, write_prior
+from elder.models.weights import read_measured_noise, read_noise_range, write_prior
 from elder.operators import Identity, InverseProblem
 from elder.solvers import LBFGS
 
@@ -83,6 +83,33 @@ def test_training_warns_at_its_start_and_then_learns_the_level(tmp_path):
     model.training_step(batch(0.1), 0)
     model.reconstruction.log_sigma.data += 1
     assert warned(model, 0.1) == []
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_weights_of_a_reconstruction_bring_the_noise_of_its_measurements(tmp_path):
+    path = tmp_path / "prior.safetensors"
+    write_prior(path, prior(), {"measured_noise": [0.02, 0.2]})
+
+    def model() -> ReconstructionModule:
+        return ReconstructionModule(Reconstruction(prior(), LBFGS(max_steps=2), sigma=0.5), pretrained=path)
+
+    assert warned(model(), 0.02, 0.2) == []
+    (text,) = warned(model(), 0.1, 0.3)
+    assert text.startswith("ReconstructionModule: trained for noise levels 0.02 to 0.2, given 0.1 to 0.3; the result")
+    trained = model()
+    trained.training_step(batch(0.3), 0)
+    assert warned(trained, 0.3, 0.1) == [], "it is trained for other measurements now"
+    checkpoint = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(checkpoint)
+    assert checkpoint["measured_noise"] == pytest.approx([0.3, 0.3]), "and no longer for those before"
+    loaded = model()
+    loaded.know_noise(checkpoint)
+    assert len(warned(loaded, 0.1)) == 1 and warned(loaded, 0.3) == []
+
+
+def test_models_that_ship_bring_it_too():
+    assert read_measured_noise("gray_wcrr_small") == pytest.approx((5 / 255, 50 / 255), rel=1e-3)
+    assert read_measured_noise("gray_wcrr_small_denoiser") is None, "it is what the prior is told"
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")

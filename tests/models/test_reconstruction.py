@@ -70,6 +70,7 @@ def problem(name: str, n: int = 2) -> InverseProblem:
     generator = torch.Generator().manual_seed(0)
     if name == "mri":
         mask = torch.rand(n, 1, 1, 7, generator=generator) < 0.6
+        mask[..., 3] = True  # zero frequency
         maps = draw(n, 2, 6, 7, dtype=torch.complex128, seed=1)
         A = multi_coil(mask, maps / maps.abs().square().sum(1, keepdim=True).sqrt())
     elif name == "inpainting":
@@ -214,8 +215,16 @@ def test_gradients_in_the_factor_are_those_of_a_converged_iteration():
 def test_what_a_noise_level_is_relative_to_has_to_be_known():
     with pytest.raises(ValueError, match=r"relative to the noise level of the problem, got .* without .*give sigma"):
         relative(LBFGS(), Implicit())(noisy([0.1])._replace(sigma=None))
-    with pytest.raises(ValueError, match=r"expected sigma_factor > 0, got 0\.0"):
-        relative(LBFGS(), Implicit(), sigma_factor=0.0)
+    with pytest.raises(ValueError, match=r"or one for each of 1 samples, got \(2,\); give the problem another sigma"):
+        relative(LBFGS(), Implicit())(noisy([0.1])._replace(sigma=torch.ones(2)))
+    for wrong in (0.0, torch.inf, torch.nan):
+        with pytest.raises(ValueError, match=rf"expected a finite sigma_factor > 0, got {wrong}"):
+            relative(LBFGS(), Implicit(), sigma_factor=wrong)
+
+
+def test_images_of_another_precision_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"of the precision of the prior, torch.float64, got torch.float32; convert"):
+        relative(LBFGS(), Implicit())(InverseProblem(Identity(), torch.ones(1, 1, 7, 7)))
 
 
 # One minimiser
@@ -238,7 +247,9 @@ def test_minimiser_depends_on_neither_solver_nor_step_size_nor_start(prior, solv
 def test_the_metric_of_the_data_term_pays_at_a_small_strength(name):
     """Where data and regularizer curve f by very different amounts: a third of the gradients."""
     if name == "sampling":
-        A = RealSampling(torch.rand(2, 1, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.4)
+        mask = torch.rand(2, 1, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.4
+        mask[..., 3, 3] = True  # zero frequency
+        A = RealSampling(mask)
         p = InverseProblem(A, A(draw(2, 1, 6, 7, seed=2)))
     else:
         p = problem(name)
@@ -404,7 +415,7 @@ def test_shine_needs_an_estimate_and_a_refinement_that_fits():
 
 @pytest.mark.parametrize(("strength", "sigma"), [(-0.1, None), (0.0, None), (0.1, 0.0), (0.1, -1.0)])
 def test_parameters_that_are_not_positive_are_refused_in_words(strength, sigma):
-    with pytest.raises(ValueError, match=r"Reconstruction: expected (strength|sigma) > 0, got"):
+    with pytest.raises(ValueError, match=r"Reconstruction: expected a finite (strength|sigma) > 0, got"):
         Reconstruction(TotalVariation(), strength=strength, sigma=sigma)
 
 

@@ -203,6 +203,7 @@ def test_measured_k_space_is_taken_as_it_is(image: Tensor | None) -> None:
 
 def test_sampling_of_the_scene_is_respected() -> None:
     mask = torch.rand(4, 1, 1, 14, generator=torch.Generator().manual_seed(1)) > 0.5
+    mask[..., 7] = True  # zero frequency
     problem = CartesianMRI(MASK, NOISE)(Scene(None, mask * KSPACE, MAPS, mask), generators(0, 1, 2, 3))
     assert torch.equal(columns(problem), mask[:, 0, 0])
     torch.testing.assert_close(problem.A(COIL_IMAGE), multi_coil(mask, MAPS)(COIL_IMAGE))

@@ -116,6 +116,8 @@ def test_one_generator_per_sample() -> None:
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
+        (lambda: Gaussian(float("nan")), "expected 0 <= sigma <= sigma_max, got sigma=nan and sigma_max=None"),
+        (lambda: Gaussian([0.1, float("nan")]), "expected a list of levels sigma >= 0 without sigma_max"),
         (lambda: Gaussian(-0.1), "expected 0 <= sigma <= sigma_max, got sigma=-0.1 and sigma_max=None"),
         (lambda: Gaussian(0.2, 0.1), "got sigma=0.2 and sigma_max=0.1"),
         (lambda: Poisson(0.0), "expected gain > 0, got 0.0"),

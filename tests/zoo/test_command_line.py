@@ -36,7 +36,7 @@ def test_the_command_line_lists_and_checks(capsys: pytest.CaptureFixture[str], t
     assert main(["list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(shipped())
     assert main(["check"]) == 0
-    assert capsys.readouterr().out.count("the files that were measured") == len(PRESENT)
+    assert capsys.readouterr().out.count("weights and configuration that were measured") == len(PRESENT)
     assert main(["add", str(tmp_path), "mine"]) == 1
     assert capsys.readouterr().err.startswith("error: ") and "mine" not in shipped()
 

@@ -125,15 +125,18 @@ def test_a_solve_that_falls_short_is_told() -> None:
 
 
 def test_a_mask_without_zero_frequency_is_warned_of() -> None:
-    corner = torch.ones(1, 1, 16, 16) > 0
-    corner[..., 8, 8] = False
+    """Of one sample, when the operator is made, and when a model is given it; and any other that loses the mean."""
+    mask = torch.ones(2, 1, 16, 16) > 0
+    mask[1, :, 8, 8] = False
     model = elder.load("mri_wcrr")
     model.reconstruction.solver = replace(model.reconstruction.solver, max_steps=1, tol=0.0)  # type: ignore[union-attr]
-    A = RealSampling(corner)
-    with pytest.warns(
-        UserWarning, match=r"mri_wcrr: A makes nothing of a constant image, .*zero frequency, .*\(H // 2"
-    ):
-        model(A(tiny(1)), A)
+    with pytest.warns(UserWarning, match=r"single_coil: the mask \(2, 1, 16, 16\) leaves out zero frequency, at"):
+        A = RealSampling(mask)
+    y = A(tiny(1).expand(2, -1, -1, -1))
+    with pytest.warns(UserWarning, match=r"mri_wcrr: A makes nothing of a constant image, .* measure it .*\(H // 2"):
+        model(y, A)
+    with pytest.warns(UserWarning, match="mri_wcrr: A makes nothing of a constant image"):
+        model(tiny(1), Mask(torch.zeros(1, 1, 16, 16)))
 
 
 def test_an_image_of_another_scale_is_warned_of() -> None:
@@ -147,6 +150,11 @@ def test_an_image_of_another_scale_is_warned_of() -> None:
 def test_noise_levels_of_other_samples_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected sigma to be one number, or one for each of 2 samples, got \(3,\)"):
         elder.load("mri_wcrr_denoiser")(torch.zeros(2, 1, 8, 8), sigma=torch.ones(3))
+
+
+def test_a_model_that_is_told_the_noise_level_asks_for_it() -> None:
+    with pytest.raises(ValueError, match=r"gray_wcrr_small is told the noise level of y: .* got none; call model\(y"):
+        elder.load("gray_wcrr_small")(tiny(1), Identity())
 
 
 def test_a_negative_noise_level_is_refused() -> None:
