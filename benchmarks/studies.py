@@ -134,7 +134,6 @@ def _all_jobs(studies: tuple[str, ...], quick: bool) -> list[Job]:
 def _jobs(study: str, quick: bool) -> list[Job]:
     """Of what is not done of a study, what enters the zoo first."""
     file = FOLDER / f"{study}.yaml"
-    quick = quick and study != "cbsd68"  # whose models are small anyway
     plan = make_plan(read_study(file, quick))
     called, cells = names(plan), {hash: cell for cell in plan.cells for hash in cell.runs.values()}
     found = []
