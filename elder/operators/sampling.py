@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class MaskFile(SamplingMask):
         path: A .mat, .npz or .npy file with a matrix of zeros and ones.
         key: Name of the array in the file; null where there is but one.
         dc: Where the file has zero frequency: at the first entry ("corner", as fft2 orders them) or in the centre,
-            (H // 2, W // 2).
+            (H // 2, W // 2). A warning if far more low frequencies were sampled with the other.
 
     Raises:
         ValueError: If dc is neither; when called, if the file cannot be read, or holds something else than one mask of
@@ -117,7 +118,20 @@ class MaskFile(SamplingMask):
                 f"{self}: expected zeros and ones, got other values ({matrices[0].dtype}); set key to the mask"
             )
         mask = matrices[0] == 1
-        return torch.from_numpy(np.fft.fftshift(mask) if self.dc == "corner" else mask.copy())
+        mask, otherwise = (np.fft.fftshift(mask), mask) if self.dc == "corner" else (mask, np.fft.fftshift(mask))
+        here, there = _density_around_centre(mask), _density_around_centre(otherwise)
+        if mask[mask.shape[0] // 2, mask.shape[1] // 2] and there > here + 0.25:  # without it, `stack` refuses the mask
+            warnings.warn(
+                f"{self}: samples {here:.0%} of the low frequencies, and would sample {there:.0%} of them with "
+                f"dc: {'centre' if self.dc == 'corner' else 'corner'}; see where the file has zero frequency",
+                stacklevel=2,
+            )
+        return torch.from_numpy(mask.copy())
+
+
+def _density_around_centre(mask: np.ndarray) -> float:
+    window = tuple(slice(n // 2 - n // 8, n // 2 + n // 8 + 1) for n in mask.shape)
+    return float(mask[window].mean())
 
 
 def stack(masks: Sequence[SamplingMask], size: tuple[int, int]) -> Tensor:

@@ -103,6 +103,18 @@ def test_zero_frequency_of_a_file_is_moved_to_the_centre(size: tuple[int, int], 
     assert torch.equal(centred, expected)
 
 
+def test_a_mask_that_seems_to_have_zero_frequency_elsewhere_is_warned_of(tmp_path: Path) -> None:
+    """Columns around the centre and every fourth: the first entry is one of them."""
+    centred = np.zeros((32, 32))
+    centred[:, ::4] = centred[:, 13:20] = 1
+    path = write(tmp_path / "centred.mat", centred)
+    with pytest.warns(UserWarning, match=r"samples 33% of the low .* sample 100% of them with dc: centre; see"):
+        MaskFile(path)((32, 32))
+    MaskFile(path, dc="centre")((32, 32))
+    with pytest.warns(UserWarning, match="with dc: corner; see where"):
+        MaskFile(write(tmp_path / "corner.mat", np.fft.ifftshift(centred)), dc="centre")((32, 32))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_measures_the_frequencies_of_the_mask(dtype: torch.dtype, tmp_path: Path) -> None:
     """Against numpy's transform, in the order of the file."""
