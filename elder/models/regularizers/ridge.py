@@ -160,7 +160,7 @@ def _is_smooth(n: int) -> bool:
 
 def _filters_at_once(size: tuple[int, int], device: torch.device) -> int:
     """How many filters are taken together, in batches of any size, as the order of a sum decides how it is rounded."""
-    if device.type != "cpu":
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return sys.maxsize
     return max(1, _CACHED * torch.get_num_threads() // math.prod(size))
 
