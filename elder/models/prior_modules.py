@@ -17,8 +17,9 @@ from elder.metrics import LEARNED, displayed, psnr, ssim_uniform
 from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval
 from elder.models.reconstruction import Reconstruction
-from elder.models.reconstruction_module import ReconstructionModule, ground_truth
+from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers.base import Regularizer
+from elder.models.scores import ground_truth
 from elder.operators.acquisition import InverseProblem
 
 __all__ = ["AdversarialModule", "PriorModule", "ScoreMatchingModule"]

@@ -20,7 +20,7 @@ from elder.models.noise_range import NoiseRange
 from elder.models.optimization import Interval, StrengthBounds, configured
 from elder.models.penalties import JacobianPenalty
 from elder.models.reconstruction import Reconstruction, Tolerances, initial_solution
-from elder.models.scores import scores, timed
+from elder.models.scores import ground_truth, scores, timed
 from elder.models.shortfalls import Shortfalls
 from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
 from elder.models.tracing import Increases
@@ -293,13 +293,3 @@ class ReconstructionModule(LightningModule):
         """The levels that the weights of a checkpoint were trained for, here."""
         self._told, self._came = NoiseRange(), NoiseRange()
         self._measured = NoiseRange(checkpoint.get("measured_noise"))
-
-
-def ground_truth(batch: Batch) -> Tensor:
-    """x of a batch, or a `ValueError` where its measurements came without one."""
-    if batch.problem.x is None:
-        raise ValueError(
-            f"ReconstructionModule: expected a ground truth, found none for {batch.names[0]}; "
-            "undersampled files can be reconstructed with `predict`, not scored"
-        )
-    return batch.problem.x

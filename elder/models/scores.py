@@ -1,4 +1,4 @@
-"""What tests measure of a method: time, and rows of results.csv."""
+"""What tests measure of a method: its errors against the ground truth, time, and rows of results.csv."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from elder.datamodules.base import Batch
 from elder.metrics import displayed, psnr, ssim_uniform
 
 T = TypeVar("T")
+
+
+def ground_truth(batch: Batch) -> Tensor:
+    """x of a batch, or a `ValueError` where its measurements came without one."""
+    if batch.problem.x is None:
+        raise ValueError(
+            f"ReconstructionModule: expected a ground truth, found none for {batch.names[0]}; "
+            "undersampled files can be reconstructed with `predict`, not scored"
+        )
+    return batch.problem.x
 
 
 def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
