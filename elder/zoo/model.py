@@ -50,9 +50,10 @@ class TrainedModel(nn.Module):
 
         Raises:
             ValueError: If the model is of the other task, or made for other images or another precision.
-            TypeError: If A is no operator.
+            TypeError: If A is no operator, or y no tensor.
         """
         if A is None and self.reconstruction is None:
+            self._check_samples(y)
             self._check(y)
             self._warn_if_bright(y)
             return self._denoiser()(y, self._level(y, sigma))
@@ -81,6 +82,7 @@ class TrainedModel(nn.Module):
                 f"{name} reconstructs: expected measurements y and the operator A they were made with, got "
                 f"{'no A' if A is None else type(A).__name__}; call it with (y, A), A from elder.operators"
             )
+        self._check_samples(y)
         x0 = A.initialize(y)
         self._check(x0)
         flat = torch.ones_like(x0)
@@ -129,6 +131,15 @@ class TrainedModel(nn.Module):
                 "by the largest value that an image may have, as 255",
                 stacklevel=4,
             )
+
+    def _check_samples(self, y: object) -> None:
+        """Refuse what is no batch of at least one sample."""
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"{self.card.name}: expected a torch.Tensor (B, …), got {type(y).__name__}; torch.as_tensor makes one"
+            )
+        if y.ndim == 0 or len(y) == 0:
+            raise ValueError(f"{self.card.name}: expected at least one sample, (B, …), got none: {tuple(y.shape)}")
 
     def _check(self, x: Tensor) -> None:
         """Refuse images of other channels or precision than R takes, and such as are not finite."""

@@ -101,6 +101,8 @@ def test_noise_beyond_that_of_training_is_said_once(tmp_path: Path) -> None:
     [
         (tiny(1), None, TypeError, "mri_wcrr reconstructs: .*got no A; call it with"),
         (tiny(1), torch.nn.Identity(), TypeError, "got Identity; call it with"),
+        (tiny(1).numpy(), Identity(), TypeError, r"expected a torch.Tensor \(B, …\), got ndarray; torch.as_tensor"),
+        (tiny(1)[:0], Identity(), ValueError, r"expected at least one sample, .*got none: \(0, 1, 16, 16\)"),
         (tiny(3), Identity(), ValueError, r"with 1 real channels, .*got \(1, 3, 16, 16\) torch.float32; take a model"),
         (tiny(2), Identity(), ValueError, r"got \(1, 1, 16, 16\) torch.complex64; make its images real with A @ Comp"),
         (tiny(1)[0], Identity(), ValueError, r"expected images \(B, C, H, W\)"),
@@ -145,6 +147,18 @@ def test_an_image_of_another_scale_is_warned_of() -> None:
         elder.load("mri_wcrr_denoiser")(y, sigma=0.03)
     with pytest.warns(UserWarning, match=r"mri_wcrr: learned from images in \[0, 1\]"):
         elder.load("mri_wcrr").solve(y, Identity())
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "message"),
+    [
+        (tiny(1).numpy(), TypeError, r"got ndarray; torch.as_tensor"),
+        (tiny(1)[:0], ValueError, r"expected at least one sample"),
+    ],
+)
+def test_a_denoiser_wants_a_batch_of_images(y, error, message) -> None:
+    with pytest.raises(error, match=f"mri_wcrr_denoiser: .*{message}"):
+        elder.load("mri_wcrr_denoiser")(y, sigma=0.03)
 
 
 def test_noise_levels_of_other_samples_are_refused() -> None:
