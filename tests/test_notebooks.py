@@ -11,7 +11,12 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def test_every_notebook_is_tested():
-    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"training_run", "bilevel_vs_deq", "real_coils"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {
+        "training_run",
+        "trained_models",
+        "bilevel_vs_deq",
+        "real_coils",
+    }
 
 
 def test_a_run_is_drawn(tmp_path, monkeypatch):
@@ -25,6 +30,19 @@ def test_a_run_is_drawn(tmp_path, monkeypatch):
     with Image.open(tmp_path / "training.png") as picture:
         assert picture.size == (1200, 720)
         assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_trained_models_are_compared(tmp_path, monkeypatch):
+    """On a small detail, every functional is solved, and better than total variation."""
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("SIZE", "48")
+    found = runpy.run_path(str(NOTEBOOKS / "trained_models.py"))
+    functionals = found["MODELS"].keys() - {"Implicit field"}
+    assert len(functionals) == 7 and all(found["solutions"][label].converged.all() for label in functionals)
+    assert min(found["quality"][label] for label in functionals) > found["quality"]["Total variation"]
+    with Image.open(tmp_path / "trained_models.png") as picture:
+        assert picture.width == 2400
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 1000
 
 
 def test_bilevel_and_equilibrium_are_compared(tmp_path, monkeypatch):
