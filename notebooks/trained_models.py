@@ -22,7 +22,7 @@ from elder.metrics import displayed, psnr
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import TotalVariation
 from elder.operators import InverseProblem, PixelMask
-from elder.reporting.pictures import comparison
+from elder.reporting.pictures import Zoom, comparison
 from elder.solvers import LBFGS
 
 PICTURE = os.environ.get("IMAGE") or package_file("skimage", "data/astronaut.png")
@@ -85,5 +85,6 @@ comparison(
     x[0],
     {label: displayed(image)[0] for label, image in images.items()},
     {"Interpolated": float(psnr(displayed(start), x, 1.0))} | quality,
+    zoom=Zoom(SIZE // 3, SIZE // 3, SIZE // 5),
     width=2400,
 )
