@@ -46,6 +46,7 @@ MODELS = {
 # %%
 with Image.open(PICTURE) as file:
     pixels = np.asarray(file.convert("RGB"), dtype=np.float32) / 255
+SIZE = min(SIZE, *pixels.shape[:2])
 rows, columns = ((n - SIZE) // 2 for n in pixels.shape[:2])
 x = torch.from_numpy(pixels).movedim(2, 0)[None, :, rows : rows + SIZE, columns : columns + SIZE]
 A = PixelMask(torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) >= LOST)
