@@ -58,6 +58,17 @@ class Quadratic:
         return replace(self, diagonal=self.diagonal[samples], b=self.b[samples])
 
 
+class Bumpy(Quadratic):
+    """The quadratic and Σ cos(9x_i) + 0.3 sin(23x_i): steps may end beyond a hill, higher up and on a downhill slope."""
+
+    def grad(self, x: Tensor) -> Tensor:
+        return super().grad(x) - 9 * (9 * x).sin() + 6.9 * (23 * x).cos()
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        smooth = 0.5 * inner(super().grad(x) - self.b, x)
+        return smooth + ((9 * x).cos() + 0.3 * (23 * x).sin()).sum(1), self.grad(x)
+
+
 @dataclass
 class Smooth:
     """f(x) = ½‖Kx − y‖² + θ Σ (√(1 + |x_i|²) − 1) + ½μ‖x‖²: strongly convex for μ > 0, real or complex."""

@@ -30,7 +30,7 @@ from elder.solvers import (
 )
 from elder.solvers.fixed_point import Iteration
 from tests.properties import concrete_subclasses
-from tests.solvers.problems import Quadratic, Smooth, draw
+from tests.solvers.problems import Bumpy, Quadratic, Smooth, draw
 from tests.solvers.synchronization import Synchronizations
 
 SOLVERS = {
@@ -130,6 +130,24 @@ def test_descent_never_increases_the_objective(name, mu):
     values = torch.stack(values)
     assert (values.diff(dim=0) <= 1e-12 * values[:-1].abs()).all()
     assert (values[-1] < values[0]).all()
+
+
+@pytest.mark.parametrize("name", sorted(DESCENDING))
+def test_descent_accepts_no_step_over_a_hill_to_higher_ground(name):
+    """A downhill slope at its end does not make up for a higher f."""
+    n = 300
+    problem = Bumpy(torch.full((n, 1), 0.7, dtype=torch.float64), draw(n, 1))
+    values = [[] for _ in range(n)]
+
+    def watch(samples, state):
+        value, _ = problem.select(samples).value_and_grad(state.x)
+        for sample, f in zip(samples.tolist(), value.tolist(), strict=True):
+            values[sample].append(f)
+
+    replace(SOLVERS[name], max_steps=60)(problem, 4 * draw(n, 1, seed=1), watch=watch)
+    paths = [torch.tensor(path) for path in values]
+    assert sum(path[0] - path[-1] for path in paths) > n  # they descend
+    assert max((path.diff() - 1e-13 * path[:-1].abs()).max() for path in paths if len(path) > 1) <= 0
 
 
 def test_backtracking_decreases_sufficiently_by_steps_that_never_grow():
