@@ -59,7 +59,7 @@ class Quadratic:
 
 
 class Bumpy(Quadratic):
-    """The quadratic and Σ cos(9x_i) + 0.3 sin(23x_i): steps may end beyond a hill, higher up and on a downhill slope."""
+    """The quadratic and Σ cos(9x_i) + 0.3 sin(23x_i): beyond a hill a step may end higher up, on a downhill slope."""
 
     def grad(self, x: Tensor) -> Tensor:
         return super().grad(x) - 9 * (9 * x).sin() + 6.9 * (23 * x).cos()

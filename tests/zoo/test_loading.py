@@ -169,6 +169,8 @@ def test_noise_levels_of_other_samples_are_refused() -> None:
 def test_a_model_that_is_told_the_noise_level_asks_for_it() -> None:
     with pytest.raises(ValueError, match=r"gray_wcrr_small is told the noise level of y: .* got none; call model\(y"):
         elder.load("gray_wcrr_small")(tiny(1), Identity())
+    with pytest.raises(ValueError, match=r"expected a noise level .* call the denoiser with \(y, sigma=…\)"):
+        elder.load("gray_wcrr_small_denoiser")(tiny(1))
 
 
 def test_a_negative_noise_level_is_refused() -> None:

@@ -47,6 +47,9 @@ class Network(nn.Module, ABC):
         if self.noise_map:
             if sigma is None:
                 name = type(self).__name__
-                raise ValueError(f"{name}: expected a noise level for its noise map, got None; set `sigma`")
+                raise ValueError(
+                    f"{name}: expected a noise level for its noise map, got None; set `sigma` of the reconstruction, "
+                    "or call the denoiser with (y, sigma=…)"
+                )
             inner = chain(constant_channel(sigma), inner)
         return skip(inner) if self.skip else inner

@@ -37,7 +37,7 @@ class _Scaling(nn.Module):
             if sigma is None:
                 raise ValueError(
                     f"{type(self).__name__}: expected a noise level beside its reference {self.reference:g}, got None; "
-                    "set `sigma`"
+                    "set `sigma` of the reconstruction, or call the denoiser with (y, sigma=…)"
                 )
             sigma = sigma.clamp_min(self.reference / 50)
             level = (sigma / self.reference).log().to(s)
