@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elder.datamodules.base import Batch
-from elder.metrics import displayed, psnr, ssim_uniform
+from elder.metrics import displayed, psnr, snr, ssim_uniform
 
 T = TypeVar("T")
 
@@ -66,6 +66,7 @@ def scores(
         ssim_uniform(shown, truth, 1.0).tolist(),
         residual.tolist(),
         n_gradients.tolist(),
+        snr(shown, truth).tolist(),
         strict=True,
     )
     return [
@@ -77,6 +78,7 @@ def scores(
             "residual": relative,
             "n_gradients": int(n),
             "seconds": seconds / len(names),
+            "snr": ratio,
         }
-        for name, decibel, similarity, relative, n in columns
+        for name, decibel, similarity, relative, n, ratio in columns
     ]

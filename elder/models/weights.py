@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from elder.atomic import replacing
 from elder.models.catalogue import WEIGHTS, shipped
 from elder.models.reconstruction import SCALARS, Reconstruction
-from elder.models.regularizers import Confined
+from elder.models.regularizers import Channelwise, Confined
 
 #: Where a regularizer's weights stand in the checkpoints of the modules of this package.
 _PREFIXES = ("denoiser.regularizer.", "reconstruction.prior.")
@@ -168,7 +168,9 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
 
 
 def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, float] | None:
-    """Give a prior the weights of a trained model, by name, or of a file; a `Confined` one also those of what is in it.
+    """Give a prior the weights of a trained model, by name, or of a file.
+
+    What is `Confined` or `Channelwise` takes its own, or those of the regularizer in it.
 
     Returns:
         The range of noise levels that they were trained for, if it is known.
@@ -178,8 +180,11 @@ def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, floa
         ValueError: If it is damaged, or of another architecture.
     """
     weights = read_prior(path := find_weights(pretrained))
-    if isinstance(prior, Confined) and weights.keys() == prior.regularizer.state_dict().keys():
-        prior = prior.regularizer
+    inner = prior
+    while isinstance(inner, Confined | Channelwise):
+        inner = inner.regularizer
+        if weights.keys() == inner.state_dict().keys():
+            prior = inner
     check_weights(prior, weights, str(path))
     prior.load_state_dict(weights)
     return read_noise_range(path)

@@ -38,10 +38,11 @@ class Result(NamedTuple):
     residual: float  # ‖F(x̂)‖ / ‖F(x⁰)‖, NaN for a method that solves no equation
     n_gradients: int  # evaluations of ∇R
     seconds: float
+    snr: float = math.nan  # dB, NaN in files from before it was measured
 
 
 RESULT_FIELDS = Result._fields
-_TYPES = (str, str, float, float, float, int, float)
+_TYPES = (str, str, float, float, float, int, float, float)
 _CAPTIONS = (
     "mean ± s.d. over n images; gradients and seconds per image",
     "mean ± s.d. over n images (measurements); gradients and seconds per measurement",
@@ -88,13 +89,15 @@ def write_results(path: str | os.PathLike[str], rows: Iterable[Result]) -> None:
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """The rows of a file by `write_results`.
+    """The rows of a file by `write_results`; without SNR in files from before it was measured.
 
     Raises:
         ValueError: If the header is another.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
+    if tuple(header) == RESULT_FIELDS[:-1]:
+        header, rows = [*header, "snr"], [[*row, "nan"] for row in rows]
     if tuple(header) != RESULT_FIELDS:
         raise ValueError(
             f"read_results: expected the columns {','.join(RESULT_FIELDS)}, got {','.join(header)} ({path})"

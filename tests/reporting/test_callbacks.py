@@ -56,7 +56,7 @@ def test_a_test_leaves_table_picture_and_strengths(fitted: Path, capsys: pytest.
     run("test", fitted, last(fitted))
     printed, folder = capsys.readouterr().out, fitted.parent / "run"
     assert (folder / "results.csv").read_text().splitlines()[0] == (
-        "method,image,psnr,ssim,residual,n_gradients,seconds"
+        "method,image,psnr,ssim,residual,n_gradients,seconds,snr"
     ) == ",".join(RESULT_FIELDS)  # fmt: skip
     rows = read_results(folder / "results.csv")
     by_method = {m: {r.image: r.psnr for r in rows if r.method == m} for m in {r.method for r in rows}}

@@ -14,7 +14,7 @@ from rich.console import Console
 from elder.reporting.tables import RESULT_FIELDS, Result, print_table, read_results, summarize, write_results
 
 ROWS = [
-    Result("ELDER", "a.png", 30.1, 0.9, 1e-4, 40, 0.5),
+    Result("ELDER", "a.png", 30.1, 0.9, 1e-4, 40, 0.5, 21.5),
     Result("Zero-filled", "a.png", 25.0, 0.7, math.nan, 0, 0.001),
     Result("ELDER", 'odd, "name"\nµ.png', 32.3, 0.8, 3e-4, 61, 1.5),
     Result("ELDER", "c.png", 1 / 3 + 33, 0.85, 2e-4, 50, 1.0),
@@ -33,7 +33,7 @@ def test_rows_survive_the_file_bit_for_bit(tmp_path: Path) -> None:
     assert (
         path.read_text().splitlines()[0]
         == ",".join(RESULT_FIELDS)
-        == "method,image,psnr,ssim,residual,n_gradients,seconds"
+        == "method,image,psnr,ssim,residual,n_gradients,seconds,snr"
     )
     assert str(read_results(path)) == str(ROWS)  # as strings, since NaN differs from itself
 
@@ -41,7 +41,7 @@ def test_rows_survive_the_file_bit_for_bit(tmp_path: Path) -> None:
 def test_tensors_become_numbers(tmp_path: Path) -> None:
     row = Result("m", "i", torch.tensor(30.5), np.float64(0.5), torch.tensor(1.0), torch.tensor(40.0), 1)
     write_results(tmp_path / "r.csv", [row])
-    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "m,i,30.5,0.5,1.0,40,1.0"
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "m,i,30.5,0.5,1.0,40,1.0,nan"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -63,6 +63,17 @@ def test_another_header_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("image,psnr\na,30\n")
     with pytest.raises(ValueError, match=r"expected the columns method,.*got image,psnr"):
         read_results(tmp_path / "r.csv")
+
+
+def test_a_file_without_snr_is_read_and_a_torn_row_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("method,image,psnr,ssim,residual,n_gradients,seconds\nm,i,30.5,0.5,1.0,40,1.0\n")
+    (row,) = read_results(path)
+    assert row[:-1] == ("m", "i", 30.5, 0.5, 1.0, 40, 1.0) and math.isnan(row.snr)
+    write_results(path, ROWS)
+    path.write_text(path.read_text().rstrip("\n").rpartition(",")[0] + "\n")
+    with pytest.raises(ValueError, match="zip"):
+        read_results(path)
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:

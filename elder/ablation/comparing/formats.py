@@ -23,6 +23,7 @@ __all__ = [
 HEADINGS = {
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
+    "snr": "SNR (dB)",
     "residual": "residual",
     "n_gradients": "gradients",
     "seconds": "seconds",
@@ -34,7 +35,7 @@ COSTS = {  # of `Cost`: heading, precision
     "training_gradients": ("training gradients", ".0f"),
     "memory": ("memory (GiB)", ".2f"),
 }
-_PRECISION = {"psnr": ".2f", "ssim": ".4f", "residual": ".1e", "n_gradients": ".1f", "seconds": ".3f"}
+_PRECISION = {"psnr": ".2f", "ssim": ".4f", "snr": ".2f", "residual": ".1e", "n_gradients": ".1f", "seconds": ".3f"}
 UNKNOWN = "–"
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -17,7 +17,7 @@ from elder.ablation.comparing.tables import known_costs
 
 __all__ = ["page_data", "to_script"]
 
-_DIGITS = {"psnr": 2, "ssim": 4, "residual": 5, "n_gradients": 1, "seconds": 3}
+_DIGITS = {"psnr": 2, "ssim": 4, "snr": 2, "residual": 5, "n_gradients": 1, "seconds": 3}
 
 
 def page_data(comparison: Comparison, gallery: Gallery) -> dict[str, Any]:

@@ -163,8 +163,9 @@ def _means(rows: Iterable[Result]) -> dict[str, float]:
     rows = list(rows)
     if not rows:
         return {}
-    numbers = [name for name in RESULT_FIELDS[2:] if name != "residual"]
-    means = {f"test/{name}": math.fsum(getattr(row, name) for row in rows) / len(rows) for name in numbers}
+    columns = {name: [getattr(row, name) for row in rows] for name in RESULT_FIELDS[2:] if name != "residual"}
+    known = {name: values for name, values in columns.items() if name != "snr" or not math.isnan(values[0])}
+    means = {f"test/{name}": math.fsum(values) / len(values) for name, values in known.items()}
     residuals = [row.residual for row in rows if not math.isnan(row.residual)]
     n_images = len(groups_of_images([row.image for row in rows]))
     return means | ({"test/worst_residual": max(residuals)} if residuals else {}) | {"test/n_images": n_images}

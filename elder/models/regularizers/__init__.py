@@ -18,11 +18,12 @@ from elder.models.regularizers.residual import ImplicitResidual, REDPotential, R
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.tdv import TDV
 from elder.models.regularizers.total_variation import TotalVariation
-from elder.models.regularizers.wrappers import Confined, Scaled, ScaledField
+from elder.models.regularizers.wrappers import Channelwise, Confined, Scaled, ScaledField
 
 __all__ = [
     "ICNN",
     "TDV",
+    "Channelwise",
     "Confined",
     "Convex",
     "DeadZone",

@@ -121,6 +121,38 @@ class Confined(Regularizer):
         return from_channels(u - u.clamp(-self.MARGIN - x.is_complex(), 1 + self.MARGIN), like=x)
 
 
+class Channelwise(Regularizer):
+    """R̃(x; σ) = Σ_c R(x_c; σ) over the channels of x, real and imaginary parts of complex images counted apart.
+
+    What was learned of gray images serves color and complex ones, and volumes whose slices are channels. Nothing is
+    learned but R, whose weights serve as `pretrained` too.
+
+    Args:
+        regularizer: R of one channel.
+    """
+
+    def __init__(self, regularizer: Regularizer) -> None:
+        super().__init__()
+        self.regularizer, self.lowered = regularizer, regularizer.lowered
+
+    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        single, level = self._split(x, sigma)
+        return self.regularizer.value(single, level).unflatten(0, (len(x), -1)).sum(1)
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """So that a closed form of R's gradient is used."""
+        single, level = self._split(x, sigma)
+        value, grad = self.regularizer.value_and_grad(single, level)
+        whole = (len(x), -1)
+        return value.unflatten(0, whole).sum(1), from_channels(grad.squeeze(1).unflatten(0, whole), like=x)
+
+    def _split(self, x: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Channels as images of a larger batch, and the noise level of each."""
+        u = to_channels(x)
+        level = sigma.repeat_interleave(u.shape[1]) if sigma is not None and sigma.ndim else sigma
+        return u.flatten(0, 1)[:, None], level
+
+
 class ScaledField(_Scaling, Prior):
     """F̃(x; σ) = e^{a − s} F(e^s x; e^s σ): of a field without a functional what `Scaled` is of ∇R.
 
