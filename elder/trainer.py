@@ -64,7 +64,7 @@ class Trainer(pytorch_lightning.Trainer):
         Raises:
             ValueError: If there is nothing to tune, factor <= 1 or max_evaluations < 1.
         """
-        module, path = self._prepared("tune", model, ckpt_path, weights_only)
+        module, path = self._prepared("tune", model, datamodule, ckpt_path, weights_only)
         reconstruction, folder = module.reconstruction, Path(self.default_root_dir)
         found = tunable(reconstruction)
         known = [name for name in SCALARS if name in found]
@@ -126,7 +126,7 @@ class Trainer(pytorch_lightning.Trainer):
         """
         if images is not None and images < 1:
             raise ValueError(f"trace: expected images >= 1, or null for all of the test images, got {images}")
-        module, _ = self._prepared("trace", model, ckpt_path, weights_only)
+        module, _ = self._prepared("trace", model, datamodule, ckpt_path, weights_only)
         named = _named(solvers or _default_solvers(module))
         traces: dict[str, dict[str, Trace]] = {name: {} for name in named}
         with self.precision_plugin.test_step_context():
@@ -177,7 +177,7 @@ class Trainer(pytorch_lightning.Trainer):
         """
         if images is not None and images < 1:
             raise ValueError(f"certify: expected images >= 1, or null for all of the test images, got {images}")
-        module, _ = self._prepared("certify", model, ckpt_path, weights_only)
+        module, _ = self._prepared("certify", model, datamodule, ckpt_path, weights_only)
         found: dict[str, dict[str, float]] = {}
         with self.precision_plugin.test_step_context():
             for batch in self._test_batches(datamodule, images, "certifying"):
@@ -197,9 +197,14 @@ class Trainer(pytorch_lightning.Trainer):
         return found
 
     def _prepared(
-        self, command: str, model: LightningModule, ckpt_path: str | None, weights_only: bool | None
+        self,
+        command: str,
+        model: LightningModule,
+        data: ImagingDataModule,
+        ckpt_path: str | None,
+        weights_only: bool | None,
     ) -> tuple[ReconstructionModule, Path | None]:
-        """The model with the weights of a checkpoint, on the device, and where they come from."""
+        """The model with the weights of a checkpoint, on the device, and where they come from; its data are there."""
         if not isinstance(model, ReconstructionModule):
             raise ValueError(
                 f"{command}: expected a ReconstructionModule, got {type(model).__name__}, which solves no equation"
@@ -213,6 +218,7 @@ class Trainer(pytorch_lightning.Trainer):
             check_weights(model, checkpoint["state_dict"], str(path))
             model.load_state_dict(checkpoint["state_dict"])
             model.know_noise(checkpoint)
+        data.prepare_data()
         return model.to(self.strategy.root_device).eval(), path
 
     def _test_batches(self, data: ImagingDataModule, images: int | None, doing: str) -> Iterator[Batch]:

@@ -101,6 +101,19 @@ def test_a_tuned_scale_goes_with_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), [("tune", "--max_evaluations=2"), ("trace", "--images=1")])
+def test_data_that_come_with_the_package_are_made_where_no_fit_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = yaml.safe_load(write_config(tmp_path).read_text())
+    acquisition = content["data"]["init_args"]["acquisition"]
+    content["data"] = {"class_path": "BundledMRI", "init_args": {"acquisition": acquisition}}
+    (tmp_path / "bundled.yaml").write_text(yaml.safe_dump(content))
+    run(command, tmp_path / "bundled.yaml", QUIET, option)
+    assert (tmp_path / "run" / {"tune": "tuned.yaml", "trace": "trace.csv"}[command]).is_file()
+
+
+@pytest.mark.parametrize(("command", "option"), [("tune", "--max_evaluations=2"), ("trace", "--images=1")])
 def test_the_configuration_that_a_fit_has_saved_will_do(
     finished: Path, tmp_path: Path, command: str, option: str
 ) -> None:
