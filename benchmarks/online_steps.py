@@ -1,7 +1,7 @@
 """`python -m benchmarks.online_steps`: what a step of training and a reconstruction cost, batch and online.
 
-The rows of the three studies `configs/ablations/online_*.yaml` that train, as their training begins: one validation image,
-one core. Tables go into docs/results.md.
+The rows of the three studies `configs/ablations/online_*.yaml` that train, as their training begins: one validation
+image, one core. Tables go into docs/results.md.
 """
 
 from __future__ import annotations

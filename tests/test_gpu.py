@@ -1,15 +1,18 @@
 """What only a GPU can show; skipped without one."""
 
+import copy
+
 import pytest
 import torch
 
+from elder.datamodules import Ellipses
 from elder.linalg import norm
 from elder.models.evaluation import Evaluation
 from elder.models.networks import DnCNN
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers import ICNN, TDV, FieldsOfExperts, Residual, Ridge
-from elder.operators import Identity, InverseProblem
-from elder.solvers import LBFGS, Anderson, Implicit, Solver, Symmetric
+from elder.operators import Identity, InverseProblem, Radon
+from elder.solvers import LBFGS, Anderson, Implicit, OnlineGradientDescent, Solver, Symmetric
 
 pytestmark = pytest.mark.gpu
 
@@ -79,3 +82,19 @@ def test_a_solve_computes_in_float32_where_torch_would_round_to_less():
     rounded = prior.grad(x.cuda())
     assert (norm(grad - exact) <= 1e-6 * norm(exact)).all()
     assert (norm(rounded - exact) > 1e-5 * norm(exact)).all(), "a GPU without TF32 shows nothing"
+
+
+def test_tomography_and_its_online_solution_are_those_of_a_cpu():
+    x = Ellipses(2, 24).read(1, color=False)[None].double()
+    A = Radon(torch.arange(0.0, 180, 15, dtype=torch.float64), (24, 24))
+    there = copy.deepcopy(A).cuda()
+    y, some = A(x), torch.tensor([7, 2, 5])
+    torch.testing.assert_close(there(x.cuda()).cpu(), y)
+    torch.testing.assert_close(there.adjoint(y.cuda()).cpu(), A.adjoint(y))
+    torch.testing.assert_close(there.subset(some)(x.cuda()).cpu(), A.subset_data(y, some))
+    gamma = float(0.5 / A.norm(x) ** 2)
+    solver = OnlineGradientDescent(20, 0, n_views=4, step_size=gamma)
+    torch.manual_seed(0)
+    reconstruction = Reconstruction(PRIORS["ridge"](), solver, strength=0.01).double()
+    here = reconstruction(InverseProblem(A, y), seed=3).x
+    torch.testing.assert_close(reconstruction.cuda()(InverseProblem(there, y.cuda()), seed=3).x.cpu(), here)

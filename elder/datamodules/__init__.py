@@ -6,6 +6,7 @@ from elder.datamodules.ct_files import Dicom, LoDoPaB
 from elder.datamodules.fastmri import FastMRI
 from elder.datamodules.images import BSD, Images
 from elder.datamodules.phantoms import Cells, Ellipses, SheppLogan
+from elder.datamodules.volume_files import ComplexStack, Nifti
 
 __all__ = [
     "BSD",
@@ -13,10 +14,12 @@ __all__ = [
     "BundledMRI",
     "BundledParallelMRI",
     "Cells",
+    "ComplexStack",
     "Dicom",
     "Ellipses",
     "FastMRI",
     "Images",
     "LoDoPaB",
+    "Nifti",
     "SheppLogan",
 ]

@@ -11,10 +11,9 @@ from typing import Literal
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
-from elder.datamodules.image_files import ImageSource
+from elder.datamodules.image_files import ImageSource, gray, matches
 
 __all__ = ["Dicom", "LoDoPaB"]
 
@@ -31,6 +30,8 @@ class Dicom(ImageSource):
         path: The folder.
         low: Hounsfield units that become 0.
         high: Hounsfield units that become 1; bone has up to 2000.
+        include: Patterns of file names; a slice must match one of them.
+        exclude: Patterns of file names; a slice must match none of them.
 
     Raises:
         OSError: If the folder holds no such file, or one cannot be read.
@@ -41,6 +42,8 @@ class Dicom(ImageSource):
     path: Path
     low: float = -1000.0
     high: float = 2000.0
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
@@ -48,7 +51,14 @@ class Dicom(ImageSource):
 
     @cached_property
     def names(self) -> Sequence[str]:
-        return _names(self.path, "*.dcm", "DICOM slices")
+        names = _names(self.path, "*.dcm", "DICOM slices")
+        chosen = [name for name in names if matches(name, self.include) and not matches(name, self.exclude)]
+        if not chosen:
+            raise FileNotFoundError(
+                f"{self.path}: expected DICOM slices, found {len(names)}, none of them selected by `include` and "
+                "`exclude`"
+            )
+        return chosen
 
     @cached_property
     def sizes(self) -> Sequence[tuple[int, int]]:
@@ -61,9 +71,11 @@ class Dicom(ImageSource):
         try:
             stored = np.asarray(data.pixel_array, np.float32)
         except Exception as error:  # decoders raise almost anything
-            raise OSError(f"{self.path / name}: expected pixels, could not decode them ({error})") from error
+            raise OSError(
+                f"{self.path / name}: expected pixels, could not decode them ({error}); replace it, or `exclude` it"
+            ) from error
         hounsfield = stored * float(data.RescaleSlope) + float(data.RescaleIntercept)
-        return _gray(((hounsfield - self.low) / (self.high - self.low)).clip(0, 1), color)
+        return gray(((hounsfield - self.low) / (self.high - self.low)).clip(0, 1), color)
 
     def _dataset(self, name: str, pixels: bool):  # type: ignore[no-untyped-def]  # of an optional package
         try:
@@ -82,7 +94,7 @@ class Dicom(ImageSource):
         if found:
             raise ValueError(
                 f"{path}: expected a CT slice in Hounsfield units, one gray frame with {', '.join(fields)}, found "
-                f"{', '.join(found)}; remove it from the folder"
+                f"{', '.join(found)}; `exclude` it"
             )
         return data
 
@@ -119,7 +131,7 @@ class LoDoPaB(ImageSource):
             image = np.asarray(_data(file, self.path / name)[int(number)], np.float32)
         if not np.isfinite(image).all():
             raise ValueError(f"{self.path / name}: expected finite values, found others in image {number}")
-        return _gray(image.clip(0, 1), color)
+        return gray(image.clip(0, 1), color)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int, int]]:
@@ -151,7 +163,3 @@ def _data(file: h5py.File, path: Path) -> h5py.Dataset:
             f"{path}: expected a dataset 'data' (images, H, W) of floats, found {sorted(file)}; download it again"
         )
     return data
-
-
-def _gray(image: np.ndarray, color: bool) -> Tensor:
-    return torch.from_numpy(image)[None].expand(3 if color else 1, -1, -1).contiguous()

@@ -42,6 +42,8 @@ def espirit(
             f"espirit: expected complex k-space (coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}; "
             "give one slice at a time"
         )
+    if not kspace.isfinite().all():
+        raise ValueError("espirit: expected finite k-space, got NaN or infinity in it; correct its source")
     H, W = kspace.shape[1:]
     sampled = (kspace != 0).any(0)
     rows, columns = calibration_size(sampled) if calibration is None else calibration

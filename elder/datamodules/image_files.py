@@ -23,7 +23,8 @@ KEPT = 1 << 28  # bytes of decoded pixels that a folder holds in memory, in each
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong with a file becomes an OSError that names it."""
     try:
         yield
     except Exception as error:  # decoders of damaged files raise almost anything, in all their versions
@@ -65,9 +66,10 @@ class Folder(ImageSource):
     @cached_property
     def names(self) -> Sequence[str]:
         if not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path}: expected a folder of images, found none; check the path")
+            there = "a file, which Stack, Nifti or ComplexStack may read" if self.path.is_file() else "none"
+            raise FileNotFoundError(f"{self.path}: expected a folder of images, found {there}; check the path")
         files = sorted(f.name for f in self.path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != ".")
-        names = [f for f in files if _matches(f, self.include) and not _matches(f, self.exclude)]
+        names = [f for f in files if matches(f, self.include) and not matches(f, self.exclude)]
         if not names:
             raise FileNotFoundError(
                 f"{self.path}: expected pictures ({' '.join(PICTURES)}), found {len(files)}, none of them selected by "
@@ -79,7 +81,7 @@ class Folder(ImageSource):
     def sizes(self) -> Sequence[tuple[int, int]]:
         sizes = []
         for path in (self.path / name for name in self.names):
-            with _reading(path), Image.open(path) as image:  # reads the header only
+            with reading(path), Image.open(path) as image:  # reads the header only
                 sizes.append((image.height, image.width))
         return sizes
 
@@ -90,7 +92,7 @@ class Folder(ImageSource):
         kept = self._kept
         if (index, color) not in kept:
             path = self.path / self.names[index]
-            with _reading(path), Image.open(path) as image:
+            with reading(path), Image.open(path) as image:
                 pixels = _pixels(image, color)
             if sum(other.nbytes for other in kept.values()) + pixels.nbytes > KEPT:
                 return pixels  # the first stay: in an epoch, the one used last is the one needed last
@@ -139,8 +141,8 @@ class Stack(ImageSource):
     @cached_property
     def _images(self) -> dict[str, np.ndarray]:
         """By key or position."""
-        with _reading(self.path):
-            arrays = _arrays(self.path)
+        with reading(self.path):
+            arrays = named_arrays(self.path)
         usable = {k: a for k, a in arrays.items() if a.ndim in (2, 3) and a.size and a.dtype.kind in "buif"}
         flat = [a for a in usable.values() if a.ndim == 2]
         if self.path.suffix == ".npz" and self.key is None and len(flat) == len(arrays) > 0:
@@ -149,7 +151,7 @@ class Stack(ImageSource):
         if len(chosen) != 1:
             wanted = "a single real 3-D array" if self.key is None else f"a real 3-D array {self.key!r}"
             found = ", ".join(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items()) or "no array"
-            raise ValueError(f"{self.path}: expected {wanted}, found {found}; name the array with `key`")
+            raise ValueError(f"{self.path}: expected {wanted}, found {found}; name one of several with `key`")
         axis = self.axis if self.axis is not None else (-1 if self.path.suffix == ".mat" else 0)
         return {str(i): image for i, image in enumerate(np.moveaxis(chosen[0], axis, 0))}
 
@@ -202,7 +204,8 @@ def image_source(images: ImageSource | Path) -> ImageSource:
     return Stack(images) if images.suffix in STACKS else Folder(images)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is like one of the patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -216,7 +219,8 @@ def _pixels(image: Image.Image, color: bool) -> np.ndarray:
     return np.asarray(image.convert("RGB" if color else "L"))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def named_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What a `.npy`, `.npz` or `.mat` file holds, by name."""
     if path.suffix == ".npy":
         return {path.stem: np.load(path, allow_pickle=False)}
     if path.suffix == ".npz":
@@ -236,3 +240,8 @@ def _unit_range(pixels: np.ndarray, color: bool, path: Path) -> Tensor:
         raise ValueError(f"{path}: expected finite values in [0, 1], got [{low}, {high}]; scale them or use uint8")
     image = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32) / np.float32(white)).movedim(-1, 0)
     return image.expand(3, -1, -1) if color else image
+
+
+def gray(image: np.ndarray, color: bool) -> Tensor:
+    """(H, W) float32 to (1, H, W), or in color to (3, H, W)."""
+    return torch.from_numpy(image)[None].expand(3 if color else 1, -1, -1).contiguous()

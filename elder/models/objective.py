@@ -126,9 +126,19 @@ class Objective:
         return per_sample(step_size, u) * full_precision(self.A.gram_resolvent)(u, self.weight * step_size)
 
     def draw(self, n: int) -> Objective:
-        """With a random set of n blocks of the measurements, weighed such that the expected ∇g is that of all."""
+        """With a random set of n blocks of the measurements, weighed such that the expected ∇g is that of all.
+
+        Raises:
+            ValueError: If there are fewer than n.
+        """
         m = self.A.n_blocks
-        return self if n >= m else self._of(self.draws.blocks(m, n))
+        if n > m:
+            raise ValueError(
+                f"{type(self.A).__name__}: expected an online solver or backward rule with n_views of at most the {m} "
+                f"blocks of its measurements (views, illuminations, coils), got {n}; lower n_views, or with 1 block "
+                "take a solver that looks at all of them"
+            )
+        return self if n == m else self._of(self.draws.blocks(m, n))
 
     def partition(self, n: int) -> Iterator[tuple[float, Objective]]:
         """All blocks in sets of at most n, in order, each with its share of them."""

@@ -118,6 +118,7 @@ class IntensityDiffraction(LinearOperator):
         return part
 
     def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        self._expect("y", y, (None, self.n_blocks, None, None), f"for {self.n_blocks} illuminations")
         return y[:, self._expect_blocks(blocks).to(y.device)]
 
     def _transfer(self, spectrum: Tensor) -> Tensor:

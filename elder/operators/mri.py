@@ -91,6 +91,11 @@ class MultiCoil(LinearOperator):
     def __init__(self, mask: Tensor, maps: Tensor) -> None:
         super().__init__()
         self.sampling, self.sensitivity = single_coil(mask), Sensitivity(maps)
+        if any(n not in (1, m) for n, m in zip(mask.shape[-2:], maps.shape[-2:], strict=True)):
+            raise ValueError(
+                f"MultiCoil: expected mask and sensitivities of one size, got {tuple(mask.shape)} and "
+                f"{tuple(maps.shape)}; take them from the same k-space, after the same crop"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sampling(self.sensitivity(x))
@@ -116,6 +121,7 @@ class MultiCoil(LinearOperator):
         return part
 
     def subset_data(self, y: Tensor, blocks: Tensor) -> Tensor:
+        self._expect("y", y, (None, self.n_blocks, None, None), f"for the sensitivities of {self.n_blocks} coils")
         return y[:, self._expect_blocks(blocks)]
 
 
@@ -181,6 +187,14 @@ class CartesianMRI(Acquisition):
 
     def operator(self, scene: Scene, generators: Generators) -> LinearOperator:
         data = self._image(scene) if scene.kspace is None else scene.kspace
+        for name, given in (("an image", scene.image), ("a mask", scene.mask)):
+            if given is not None and any(
+                n not in (1, m) for n, m in zip(given.shape[-2:], data.shape[-2:], strict=True)
+            ):
+                raise ValueError(
+                    f"CartesianMRI: expected {name} of the size of the k-space {tuple(data.shape)}, got "
+                    f"{tuple(given.shape)}; crop both alike"
+                )
         if scene.maps is None and data.shape[1] != 1:
             raise ValueError(
                 f"CartesianMRI: expected one coil in a scene without coil sensitivities, got {data.shape[1]} "

@@ -72,6 +72,14 @@ def test_what_is_no_slice_is_named(folder: Path, fields: dict, message: str) -> 
         _ = Dicom(folder).sizes
 
 
+def test_slices_are_selected_by_name(folder: Path) -> None:
+    changed(folder, "b.dcm", Modality="MR")
+    for chosen in (Dicom(folder, exclude=("b*",)), Dicom(folder, include=("a*", "c*"))):
+        assert chosen.names == ["a.dcm"] and chosen.sizes == [(128, 128)]
+    with pytest.raises(FileNotFoundError, match="expected DICOM slices, found 2, none of them selected by `include`"):
+        _ = Dicom(folder, include=("c*",)).names
+
+
 def test_damaged_and_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "c.dcm").write_bytes(b"no DICOM")
     with pytest.raises(OSError, match=r"c\.dcm: expected a DICOM file"):

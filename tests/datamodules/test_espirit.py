@@ -93,6 +93,7 @@ def test_real_coils(real_data: Callable[[str], Path]) -> None:
         ({"kspace": torch.zeros(4, 8, 8)}, r"expected complex k-space \(coils, H, W\), got torch.float32"),
         ({"kspace": torch.ones(2, 3, 8, 8) * 1j}, r"expected complex k-space .* one slice at a time"),
         ({"kspace": torch.zeros(4, 8, 8) * 1j}, "expected calibration lines .* in more than 6 .* got 0 × 0"),
+        ({"kspace": torch.full((2, 20, 20), torch.nan) * 1j}, "expected finite k-space, got NaN or infinity"),
         ({"calibration": (5, 9)}, "expected calibration lines .* in more than 6 .* got 5 × 9"),
         ({"calibration": (30, 9)}, "expected calibration lines .* at most 20 rows, .* got 30 × 9"),
         ({"calibration": (20, 20)}, r"got zeros in it; at most \(20, 10\) are"),

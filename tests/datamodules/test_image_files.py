@@ -245,7 +245,7 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
 )
 def test_stack_without_a_usable_array(tmp_path: Path, arrays: dict, key: str | None, found: str) -> None:
     write_mat_5(tmp_path / "a.mat", **arrays)
-    with pytest.raises(ValueError, match=rf"a\.mat: expected .* real 3-D array.*, found {found}; name the array"):
+    with pytest.raises(ValueError, match=rf"a\.mat: expected .* real 3-D array.*, found {found}; name one of several"):
         _ = Stack(tmp_path / "a.mat", key).names
 
 

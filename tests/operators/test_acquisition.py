@@ -243,6 +243,20 @@ def test_downsampling_measures_every_other_pixel_of_the_blurred_image() -> None:
             r"the size of the image .*, got maps \(4, 3, 10, 9\)",
         ),
         (
+            lambda: CartesianMRI(MASK, NOISE)(Scene(IMAGE[..., :9], KSPACE, KSPACE), generators(0, 1, 2, 3)),
+            r"CartesianMRI: expected an image of the size of the k-space \(4, 3, 10, 14\), got \(4, 1, 10, 9\)",
+        ),
+        (
+            lambda: CartesianMRI(MASK, NOISE)(
+                Scene(None, KSPACE, KSPACE, torch.ones(4, 1, 1, 9)), generators(0, 1, 2, 3)
+            ),
+            r"CartesianMRI: expected a mask of the size of the k-space \(4, 3, 10, 14\), got \(4, 1, 1, 9\)",
+        ),
+        (
+            lambda: multi_coil(torch.ones(1, 1, 1, 9), KSPACE),
+            r"MultiCoil: expected mask and sensitivities of one size, got \(1, 1, 1, 9\) and \(4, 3, 10, 14\)",
+        ),
+        (
             lambda: Downsampling(UniformKernel(3), 4, NOISE)(Scene(IMAGE), generators(0, 1, 2, 3)),
             "divisible by the scale 4, got 10×14; crop the images",
         ),

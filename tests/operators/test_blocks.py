@@ -56,6 +56,17 @@ def test_what_is_no_subset_is_refused_in_words(name: str, blocks: list) -> None:
             use(torch.tensor(blocks))
 
 
+@each
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_measurements_of_other_views_are_refused_in_words(name: str, surplus: int) -> None:
+    A, x = BLOCKS[name]
+    y, first = A(x), torch.tensor([0])
+    (axis,) = (i for i, n in enumerate(y.shape) if i and n != A.subset_data(y, first).shape[i])
+    other = y.narrow(axis, 0, A.n_blocks - 1) if surplus < 0 else torch.cat((y, y.narrow(axis, 0, 1)), axis)
+    with pytest.raises(ValueError, match=rf"expected y \(.*{A.n_blocks}.*\) for .*, got y \(.*{A.n_blocks + surplus}"):
+        A.subset_data(other, first)
+
+
 @whole
 def test_what_is_not_split_is_one_block(name: str) -> None:
     A, x = INSTANCES[name]

@@ -77,14 +77,24 @@ def exact(problem: InverseProblem) -> Tensor:
     return solution.x.detach()
 
 
-@pytest.mark.parametrize("n_views", [N_VIEWS, 99])
-def test_with_all_views_it_is_gradient_descent(problem: InverseProblem, n_views: int) -> None:
+def test_with_all_views_it_is_gradient_descent(problem: InverseProblem) -> None:
     gamma = step_size(problem)
-    online = model(OnlineGradientDescent(7, 0, n_views=n_views, step_size=gamma))(problem)
+    online = model(OnlineGradientDescent(7, 0, n_views=N_VIEWS, step_size=gamma))(problem)
     batch = model(Picard(7, 0, iteration=GradientDescent(gamma)))(problem)
     torch.testing.assert_close(online.x, batch.x)
     torch.testing.assert_close(online.residual, batch.residual)
     assert online.n_gradients[0] == batch.n_gradients[0] + 1  # the residual of the start
+
+
+def test_more_views_than_there_are_are_refused_in_words(problem: InverseProblem) -> None:
+    expected = (
+        rf"Radon: expected an online .* n_views of at most the {N_VIEWS} blocks .*, got {N_VIEWS + 1}; lower n_views"
+    )
+    with pytest.raises(ValueError, match=expected):
+        online(problem, 3, n_views=N_VIEWS + 1)
+    rule = OnlineImplicit(n_views=N_VIEWS + 1, max_steps=3, step_size=step_size(problem))
+    with pytest.raises(ValueError, match=expected):
+        gradients(model(LBFGS(20, 1e-3), rule), problem)
 
 
 @pytest.mark.parametrize("n_views", [1, 4, 6])
