@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elder.linalg import doubled, per_sample
 from elder.operators.acquisition import Acquisition, Scene
 from elder.operators.base import LinearOperator
 from elder.operators.elementary import ComplexImage
@@ -103,10 +104,24 @@ class IntensityDiffraction(LinearOperator):
         spectrum = torch.fft.fft2(self._checked("y", y))[:, :, None]
         return 2 * torch.fft.ifft2((self._transfer(spectrum).conj() * spectrum).sum(1))
 
+    def gram_resolvent(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """By a system of twice as many unknowns as slices for every frequency and its mirror image, in float64."""
+        B, spectrum = self._pairs(), torch.fft.fft2(doubled(self._checked("x", z)))
+        both = torch.cat((spectrum, _mirrored(spectrum)), dim=1).movedim(1, -1)[..., None]
+        identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
+        solved = torch.linalg.solve(identity + 2 * per_sample(gamma.double(), B) * (B.mH @ B), both)
+        return torch.fft.ifft2(solved[..., : z.shape[1], 0].movedim(-1, 1)).to(z.dtype)
+
     def initialize(self, y: Tensor) -> Tensor:
-        """Zero: the adjoint mixes phase and absorption."""
-        n, depth = y.shape[0], self.transfer.shape[2]
-        return y.new_zeros(n, depth, *y.shape[-2:], dtype=y.dtype.to_complex())
+        """Tikhonov's (AᴴA + τI)⁻¹Aᴴy, τ = ‖A‖²/1000: the adjoint mixes phase and absorption."""
+        B = self._pairs()
+        gamma = 1000 / (2 * torch.linalg.eigvalsh(B.mH @ B).amax((1, 2, 3)))  # of the spectrum of AᴴA, (B|1,)
+        return per_sample(gamma, y).to(y.dtype) * self.gram_resolvent(self.adjoint(y), gamma)
+
+    def _pairs(self) -> Tensor:
+        """Of x's spectrum at k, and its conjugate at −k, to that of y at k: (B|1, H, W, n_illuminations, 2 n_slices)."""
+        transfer = doubled(self.transfer)
+        return torch.cat((transfer, _mirrored(transfer)), dim=2).permute(0, 3, 4, 1, 2)
 
     @property
     def n_blocks(self) -> int:
@@ -135,6 +150,11 @@ class IntensityDiffraction(LinearOperator):
                 "torch.complex(x, zeros)"
             )
         return u
+
+
+def _mirrored(spectrum: Tensor) -> Tensor:
+    """The conjugate at −k."""
+    return spectrum.conj().flip((-2, -1)).roll((1, 1), (-2, -1))
 
 
 @dataclass(frozen=True)
