@@ -119,7 +119,7 @@ class IntensityDiffraction(LinearOperator):
         return per_sample(gamma, y).to(y.dtype) * self.gram_resolvent(self.adjoint(y), gamma)
 
     def _pairs(self) -> Tensor:
-        """Of x's spectrum at k, and its conjugate at −k, to that of y at k: (B|1, H, W, n_illuminations, 2 n_slices)."""
+        """From x's spectrum at k and its conjugate at −k to that of y: (B|1, H, W, n_illuminations, 2 n_slices)."""
         transfer = doubled(self.transfer)
         return torch.cat((transfer, _mirrored(transfer)), dim=2).permute(0, 3, 4, 1, 2)
 
