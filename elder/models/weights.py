@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from elder.atomic import replacing
 from elder.models.catalogue import WEIGHTS, shipped
 from elder.models.reconstruction import SCALARS, Reconstruction
-from elder.models.regularizers import Channelwise, Confined
+from elder.models.regularizers import Channelwise, Confined, Surrounded
 
 #: Where a regularizer's weights stand in the checkpoints of the modules of this package.
 _PREFIXES = ("denoiser.regularizer.", "reconstruction.prior.")
@@ -170,7 +170,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
 def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, float] | None:
     """Give a prior the weights of a trained model, by name, or of a file.
 
-    What is `Confined` or `Channelwise` takes its own, or those of the regularizer in it.
+    What is `Confined`, `Channelwise` or `Surrounded` takes its own, or those of the regularizer in it.
 
     Returns:
         The range of noise levels that they were trained for, if it is known.
@@ -181,7 +181,7 @@ def restore_prior(prior: nn.Module, pretrained: str | Path) -> tuple[float, floa
     """
     weights = read_prior(path := find_weights(pretrained))
     inner = prior
-    while isinstance(inner, Confined | Channelwise):
+    while isinstance(inner, Confined | Channelwise | Surrounded):
         inner = inner.regularizer
         if weights.keys() == inner.state_dict().keys():
             prior = inner

@@ -1,6 +1,7 @@
 """Every regularizer is a functional with a symmetric Hessian, sample by sample, in every grad mode; each formula."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from elder.models.regularizers import (
     ScaledField,
     Spline,
     StudentT,
+    Surrounded,
     TotalVariation,
     UntiedExperts,
     WeaklyConvex,
@@ -65,6 +67,7 @@ FAMILIES = {
     "tdv": lambda channels: TDV(channels, 3, 2, 2, 2.0),
     "confined": lambda channels: Confined(REDPotential(DnCNN(channels, 6, 2)), 0.7),
     "channelwise": lambda channels: Channelwise(Scaled(REDPotential(DnCNN(1, 6, 2, noise_map=True)), reference=0.2)),
+    "surrounded": lambda channels: Surrounded(Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)), 2),
     "scaled": lambda channels: Scaled(Residual(DnCNN(channels, 6, 2, noise_map=True)), 1.5, 0.7),
     "scaled-ridge": lambda channels: Scaled(Ridge(channels, (3, 4), 3, WeaklyConvex(2.0, 4.0)), 1.5, 0.7),
     "scaled-with-the-noise": lambda channels: Scaled(ICNN(channels, 3, 3, 2.0), 1.5, 0.7, reference=0.2),
@@ -255,7 +258,7 @@ def test_compiled_gradient_is_the_same_and_differentiable(family):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("total-variation", "channelwise")])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("total-variation", "channelwise", "surrounded")])
 def test_wrong_number_of_channels_is_refused_in_words(family):
     R = FAMILIES[family](1).double()
     with pytest.raises(ValueError, match=r"expected images of 1 real channels, got 3 from a real image \(2, 3, 8, 8\)"):
@@ -339,3 +342,12 @@ def test_what_is_within_a_wrapper_gives_it_its_weights(tmp_path):
     wrapped = Confined(Channelwise(REDPotential(DnCNN(1, 2, 1))))
     assert restore_prior(wrapped, tmp_path / "prior.safetensors") == (0.1, 0.2)
     torch.testing.assert_close(list(wrapped.parameters()), list(trained.parameters()), rtol=0, atol=0)
+
+
+def test_surrounded_sees_constants_by_their_step_to_the_medium():
+    x = torch.full((1, 1, 9, 7), 0.8, dtype=torch.float64)
+    assert TotalVariation(1e-6).value(x).item() == 0
+    steps = 2 * 9 + 2 * 7 + math.sqrt(2) - 2  # one pixel steps down to the right and below at once
+    assert Surrounded(TotalVariation(1e-6)).value(x).item() == pytest.approx(0.8 * steps, rel=1e-4)
+    with pytest.raises(ValueError, match="Surrounded: expected margin >= 1 pixel, got 0"):
+        Surrounded(TotalVariation(), margin=0)

@@ -18,7 +18,7 @@ from elder.models.regularizers.residual import ImplicitResidual, REDPotential, R
 from elder.models.regularizers.ridge import Ridge
 from elder.models.regularizers.tdv import TDV
 from elder.models.regularizers.total_variation import TotalVariation
-from elder.models.regularizers.wrappers import Channelwise, Confined, Scaled, ScaledField
+from elder.models.regularizers.wrappers import Channelwise, Confined, Scaled, ScaledField, Surrounded
 
 __all__ = [
     "ICNN",
@@ -45,6 +45,7 @@ __all__ = [
     "ScaledField",
     "Spline",
     "StudentT",
+    "Surrounded",
     "TotalVariation",
     "UntiedExperts",
     "WeaklyConvex",

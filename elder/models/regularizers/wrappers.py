@@ -153,6 +153,39 @@ class Channelwise(Regularizer):
         return u.flatten(0, 1)[:, None], level
 
 
+class Surrounded(Regularizer):
+    """R̃(x; σ) = R(Zx; σ), Z putting x into a margin of zeros: R for objects in a medium that is known to be 0.
+
+    A functional that does not see constants, as total variation and ridges, then sees them at the border, and the mean
+    of an image is known where A does not see it. Nothing is learned but R, whose weights serve as `pretrained` too.
+
+    Args:
+        regularizer: R.
+        margin: Pixels on each side; half of the width of R's filters is enough.
+
+    Raises:
+        ValueError: If margin < 1.
+    """
+
+    def __init__(self, regularizer: Regularizer, margin: int = 4) -> None:
+        super().__init__()
+        if margin < 1:
+            raise ValueError(f"Surrounded: expected margin >= 1 pixel, got {margin}")
+        self.regularizer, self.margin, self.lowered = regularizer, margin, regularizer.lowered
+
+    def value(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return self.regularizer.value(self._padded(x), sigma)
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """So that a closed form of R's gradient is used."""
+        m = self.margin
+        value, grad = self.regularizer.value_and_grad(self._padded(x), sigma)
+        return value, grad[..., m:-m, m:-m]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (self.margin,) * 4)
+
+
 class ScaledField(_Scaling, Prior):
     """F̃(x; σ) = e^{a − s} F(e^s x; e^s σ): of a field without a functional what `Scaled` is of ∇R.
 
