@@ -46,11 +46,11 @@ class Nifti(ImageSource):
 
     @cached_property
     def names(self) -> Sequence[str]:
-        return [f"{path.name}/{i}" for path, shape in self._volumes.items() for i in self._range(path, shape)]
+        return [f"{path.name}/{i}" for path, i in self._places]
 
     @cached_property
     def sizes(self) -> Sequence[tuple[int, int]]:
-        return [self._size(shape) for path, shape in self._volumes.items() for _ in self._range(path, shape)]
+        return [self._size(self._volumes[path]) for path, _ in self._places]
 
     def read(self, index: int, color: bool) -> Tensor:
         path, number = self._places[index]

@@ -161,7 +161,7 @@ class Surrounded(Regularizer):
 
     Args:
         regularizer: R.
-        margin: Pixels on each side; half of the width of R's filters is enough.
+        margin: Pixels on each side.
 
     Raises:
         ValueError: If margin < 1.
