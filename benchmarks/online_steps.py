@@ -85,13 +85,18 @@ def reconstruction(config: Mapping[str, Any]) -> Reconstruction:
     return made
 
 
-def first_problem(data: Mapping[str, Any]) -> InverseProblem:
-    """The measurement of the first validation image."""
+def data_module(data: Mapping[str, Any]) -> ImagingDataModule:
+    """What a configuration's section describes, its files ready."""
     parser = ArgumentParser()
     parser.add_argument("--data", type=ImagingDataModule)
-    module: ImagingDataModule = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    module: ImagingDataModule = parser.instantiate(parser.parse_object({"data": data})).data
     module.prepare_data()
-    problem = module.validation_problems(torch.device("cpu"))[0]
+    return module
+
+
+def first_problem(data: Mapping[str, Any]) -> InverseProblem:
+    """The measurement of the first validation image."""
+    problem = data_module(data).validation_problems(torch.device("cpu"))[0]
     assert problem.x is not None
     return InverseProblem(problem.A.select(torch.tensor([0])), problem.y[:1], problem.x[:1])
 
