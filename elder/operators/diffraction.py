@@ -73,7 +73,7 @@ class IntensityDiffraction(LinearOperator):
                 f"{tuple(directions.shape)}"
             )
         gaps = torch.cdist(directions, directions) + torch.eye(len(directions), dtype=torch.float64)
-        if not directions.isfinite().all() or directions.norm(dim=1).max() > aperture or gaps.min() < 1e-9:
+        if not directions.isfinite().all() or directions.norm(dim=1).max() > aperture * (1 + 1e-9) or gaps.min() < 1e-9:
             raise ValueError(
                 f"IntensityDiffraction: expected distinct directions within the aperture, |n sin θ| <= {aperture}, got "
                 f"{directions.norm(dim=1).max():.3g} at most, the nearest two {gaps.min():.3g} apart; dark-field and "
