@@ -106,6 +106,14 @@ def test_ring() -> None:
     assert torch.cdist(directions, directions).add(torch.eye(8)).min() > 0.3
 
 
+def test_sources_on_the_edge_of_the_pupil_see_smooth_phase() -> None:
+    """Of its two sidebands one is lost there, so that they do not cancel."""
+    row = torch.cos(2 * math.pi * torch.arange(N) / N)  # one period, 0.096 of the pupil's radius
+    smooth = row.expand(N, N)[None, None] + 0j
+    inside, edge = (microscope(ring(16, radius))(smooth).norm() for radius in (0.5, NA))
+    assert edge > 5 * inside
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
