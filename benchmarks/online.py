@@ -36,7 +36,7 @@ from elder.solvers import LBFGS, MINRES, Implicit, OnlineGradientDescent, Online
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "oder.md"
 SHARES = 1, 2, 3, 6  # all views, a half, a third, a sixth
-SEEDS = 10  # of the sets of views, for the mean distance to the solution
+SEEDS = 40  # of the sets of views, for the mean distance to the solution
 STEP = 0.5  # of Tomography, whose operator has ‖A‖ of about 1
 
 
