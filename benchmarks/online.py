@@ -129,7 +129,7 @@ def measure_accuracy(size: int, tell: Callable[[str], None]) -> dict[str, Any]:
     def gradient(solver: Any, backward: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
         reconstruction = model(solver, backward)
         x = reconstruction(problem, seed=seed).x
-        return x.detach(), parameter_gradient((x - problem.x).square().mean(), reconstruction)
+        return x.detach(), parameter_gradient((x - problem.x).square().mean(), reconstruction.prior)
 
     exact, exact_gradient = gradient(LBFGS(2000, 1e-10), Implicit(MINRES(2000, 1e-10)))
     distances = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.problems import Case
 from elder.linalg import norm
@@ -69,9 +69,9 @@ def compute_reference(case: Case) -> Reference:
     return Reference(x, gradient, residual, adjoint, smallest, largest)
 
 
-def parameter_gradient(loss: Tensor, reconstruction: Reconstruction) -> Tensor:
-    """dℓ/d(parameters, log λ) as one vector; runs the backward pass."""
-    parameters = list(reconstruction.parameters())
+def parameter_gradient(loss: Tensor, module: nn.Module) -> Tensor:
+    """dℓ/d(parameters) as one vector, of a reconstruction with that in log λ; runs the backward pass."""
+    parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return torch.cat([part.flatten() for part in parts])

@@ -131,10 +131,11 @@ class LinearOperator(nn.Module, ABC):
         whole = blocks.ndim == 1 and not blocks.is_floating_point() and blocks.dtype != torch.bool
         found: list[int] = blocks.tolist() if whole else []
         if not found or min(found) < 0 or max(found) >= self.n_blocks or len(set(found)) < len(found):
+            got = f"{found}" if found else f"{blocks.dtype} {tuple(blocks.shape)}"
             raise ValueError(
                 f"{type(self).__name__}: expected a subset of the {self.n_blocks} blocks of its measurements, each at "
-                f"most once, as whole numbers (n,) from 0 to {self.n_blocks - 1}, got {blocks.dtype} "
-                f"{tuple(blocks.shape)}; draw it by torch.randperm({self.n_blocks})[:n]"
+                f"most once, as whole numbers (n,) from 0 to {self.n_blocks - 1}, got {got}; draw "
+                f"it by torch.randperm({self.n_blocks})[:n]"
             )
         return blocks.to(torch.int64)
 

@@ -54,15 +54,15 @@ class IntensityDiffraction(LinearOperator):
         image_size: tuple[int, int],
         depths: tuple[float, ...] = (0.0,),
         thickness: float = 1.0,
-        pixel_size: float = 0.2,
+        pixel_size: float = 0.18,
         wavelength: float = 0.5,
-        aperture: float = 0.65,
+        aperture: float = 0.6,
         refractive_index: float = 1.33,
     ) -> None:
         super().__init__()
         directions = torch.as_tensor(directions, dtype=torch.float64, device="cpu")
         lengths = {"thickness": thickness, "pixel_size": pixel_size, "wavelength": wavelength, "aperture": aperture}
-        if min(lengths.values()) <= 0 or not depths or refractive_index <= aperture:
+        if not all(length > 0 for length in lengths.values()) or not depths or refractive_index <= aperture:
             raise ValueError(
                 f"IntensityDiffraction: expected lengths > 0, a depth and refractive_index > aperture, got {lengths}, "
                 f"{depths=} and {refractive_index=}"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*solves fell short")
 def small(folder: Path) -> Path:
     """configs/ct.yaml with the overlay, for 16 × 16 pixels and three of six views."""
     config = yaml.safe_load((ROOT / "configs/ct.yaml").read_text())
-    online = yaml.safe_load((ROOT / "configs/overlays/online.yaml").read_text())
+    online = yaml.safe_load((ROOT / "configs/overlays/online_ct.yaml").read_text())
     reconstruction: dict[str, Any] = config["model"]["init_args"]["reconstruction"]
     reconstruction |= online["model"]["init_args"]["reconstruction"]
     for part, n_steps in (("solver", 6), ("backward", 5)):
