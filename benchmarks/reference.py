@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from benchmarks.problems import Case
 from elder.linalg import norm
 from elder.models.objective import Objective
-from elder.models.reconstruction import Reconstruction
 from elder.solvers import LBFGS, MINRES, Implicit
 from elder.solvers.lanczos import lanczos
 

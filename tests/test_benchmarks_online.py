@@ -52,7 +52,7 @@ def test_a_step_costs_what_it_makes_and_its_table_compares_with_gradient_descent
     precise = online_steps.in_double_precision(problem)
     assert (problem.y.dtype, precise.y.dtype) == (torch.float32, torch.float64)
     x, g = online_steps.gradient(model.double(), precise)
-    assert x.dtype == torch.float64 and g.numel() == sum(p.numel() for p in model.parameters()) and g.norm() > 0
+    assert x.dtype == torch.float64 and g.numel() == sum(p.numel() for p in model.prior.parameters()) and g.norm() > 0
 
     rows = [
         {"variant": name, "distance": 0.01, "cosine": 0.9, "length": 1.1}

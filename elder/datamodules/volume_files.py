@@ -63,8 +63,9 @@ class Nifti(ImageSource):
     @cached_property
     def _volumes(self) -> dict[Path, tuple[int, ...]]:
         """Files, and the shape of the volume in each, from its header."""
-        folder = self.path.is_dir()
-        files = sorted(f for f in self.path.iterdir() if f.name.endswith((".nii", ".nii.gz"))) if folder else [self.path]
+        files = [self.path]
+        if self.path.is_dir():
+            files = sorted(path for path in self.path.iterdir() if path.name.endswith((".nii", ".nii.gz")))
         if not files or not files[0].is_file():
             raise FileNotFoundError(f"{self.path}: expected NIfTI volumes (.nii, .nii.gz), found none; check the path")
         return {path: self._shape(path, _load(path)) for path in files}

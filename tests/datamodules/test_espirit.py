@@ -56,7 +56,8 @@ def test_the_matrices_are_those_of_the_definition() -> None:
     h = Fourier()(padded)
     matrices = torch.einsum("jchw,jdhw->hwcd", h.conj(), h) * (H * W / k**2)
     values, vectors = torch.linalg.eigh(matrices)
-    middle = values[..., -1].flatten().sort().values[H * W // 2 :][:2].mean()  # between two of them: none is that by rounding
+    ordered = values[..., -1].flatten().sort().values
+    middle = ordered[H * W // 2 :][:2].mean()  # none of them is that by rounding
     maps = _eigenvectors(v, (H, W), float(middle))
     kept = values[..., -1] > middle
     assert torch.equal((maps != 0).any(0), kept)

@@ -33,6 +33,7 @@ def test_slices_are_magnitudes_in_units_of_their_volume(tmp_path: Path, axis: in
 
 def test_a_folder_has_its_volumes_one_after_the_other_each_with_its_scale(tmp_path: Path) -> None:
     write(tmp_path / "b.nii", 3 * VOLUME), write(tmp_path / "a.nii.gz", VOLUME[..., :2])
+    (tmp_path / "b.nii.txt").write_text("notes")
     source = Nifti(tmp_path, stop=3)
     assert source.names == ["a.nii.gz/0", "a.nii.gz/1", "b.nii/0", "b.nii/1", "b.nii/2"]
     for i, expected in ((4, VOLUME[..., 2] / VOLUME.max()), (0, VOLUME[..., 0] / VOLUME[..., :2].max())):

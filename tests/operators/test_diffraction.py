@@ -104,6 +104,7 @@ def test_ring() -> None:
     directions = ring(8, 0.5)
     torch.testing.assert_close(directions.norm(dim=1), torch.full((8,), 0.5))
     assert torch.cdist(directions, directions).add(torch.eye(8)).min() > 0.3
+    assert IntensityDiffraction(directions, (8, 8)).n_blocks == 8
 
 
 def test_sources_on_the_edge_of_the_pupil_see_smooth_phase() -> None:
@@ -121,6 +122,7 @@ def test_sources_on_the_edge_of_the_pupil_see_smooth_phase() -> None:
         ({"directions": torch.zeros(2, 2)}, "expected distinct directions"),
         ({"directions": torch.tensor([[0.9, 0.0]])}, "within the aperture, .* got 0.9 at most"),
         ({"pixel_size": 0.0}, "expected lengths > 0"),
+        ({"pixel_size": math.nan}, "expected lengths > 0"),
         ({"pixel_size": 0.5}, "expected pixel_size <= wavelength"),
         ({"depths": ()}, "a depth"),
         ({"refractive_index": 0.5}, "refractive_index > aperture"),
