@@ -91,10 +91,11 @@ class MultiCoil(LinearOperator):
     def __init__(self, mask: Tensor, maps: Tensor) -> None:
         super().__init__()
         self.sampling, self.sensitivity = single_coil(mask), Sensitivity(maps)
-        if any(n not in (1, m) for n, m in zip(mask.shape[-2:], maps.shape[-2:], strict=True)):
+        fits = all(n in (1, m) for n, m in zip(mask.shape[-2:], maps.shape[-2:], strict=True))
+        if mask.ndim != 4 or mask.shape[1] != 1 or not fits:
             raise ValueError(
-                f"MultiCoil: expected mask and sensitivities of one size, got {tuple(mask.shape)} and "
-                f"{tuple(maps.shape)}; take them from the same k-space, after the same crop"
+                "MultiCoil: expected mask and sensitivities of one size, the mask the same for all coils, got "
+                f"{tuple(mask.shape)} and {tuple(maps.shape)}; take them from the same k-space, after the same crop"
             )
 
     def forward(self, x: Tensor) -> Tensor:

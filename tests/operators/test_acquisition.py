@@ -254,7 +254,11 @@ def test_downsampling_measures_every_other_pixel_of_the_blurred_image() -> None:
         ),
         (
             lambda: multi_coil(torch.ones(1, 1, 1, 9), KSPACE),
-            r"MultiCoil: expected mask and sensitivities of one size, got \(1, 1, 1, 9\) and \(4, 3, 10, 14\)",
+            r"MultiCoil: expected mask and sensitivities of one size, .* got \(1, 1, 1, 9\) and \(4, 3, 10, 14\)",
+        ),
+        (
+            lambda: multi_coil(torch.ones(1, 3, 1, 14), KSPACE),
+            r"MultiCoil: .* the mask the same for all coils, got \(1, 3, 1, 14\) and \(4, 3, 10, 14\)",
         ),
         (
             lambda: Downsampling(UniformKernel(3), 4, NOISE)(Scene(IMAGE), generators(0, 1, 2, 3)),
