@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -56,7 +57,16 @@ def steps(run_dir: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=3)
+    solved = {"class_path": "LBFGS", "init_args": {"max_steps": 5000, "tol": 1e-9}}  # else rounding decides where it ends
+    adjoint = {"class_path": "MINRES", "init_args": {"max_steps": 1000, "tol": 1e-9}}
+    config = write_config(
+        tmp_path,
+        trainer__precision="64-true",
+        trainer__max_steps=3,
+        model__init_args__training_tol=1e-9,
+        model__init_args__reconstruction__solver=solved,
+        model__init_args__reconstruction__backward__init_args__solver=adjoint,
+    )
     run("fit", config)
     two = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp", f"--run_dir={tmp_path / 'two'}")
     finish(start("fit", config, *two))  # launches a second process with the same command line
@@ -70,8 +80,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert (a["step"], a["epoch"]) == (b["step"], b["epoch"])
         assert a.keys() == b.keys()
         assert b.get("train/strength", 0) == pytest.approx(a.get("train/strength", 0), rel=1e-6)
-        # At a tolerance of 1e-3 the solver is free to end where rounding led it.
-        assert b.get("val/psnr", 0) == pytest.approx(a.get("val/psnr", 0), abs=1e-2)
+        assert b.get("val/psnr", 0) == pytest.approx(a.get("val/psnr", 0), abs=1e-5)
 
 
 def test_two_processes_test_and_reconstruct_what_one_does(tmp_path: Path) -> None:
@@ -111,7 +120,8 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     for name in ("psnr", "ssim", "residual", "gradients"):
         key = f"val/{name}"
         one, all_four = ([line[key] for line in steps(tmp_path / run) if key in line][-1] for run in ("run", "four"))
-        assert one == pytest.approx(all_four, rel=1e-6), name
+        # Steps amplify the rounding of other batches, in the residual more than in the image.
+        assert one == pytest.approx(all_four, rel=1e-4 if name == "residual" else 1e-6), name
     one, all_four = (read_results(tmp_path / folder / "results.csv") for folder in ("run", "four"))
     assert len(one) == len(all_four) == 3 * SLICES["test"]
     for a, b in zip(one, all_four, strict=True):
@@ -330,7 +340,7 @@ def test_a_run_learns_by_any_metric(tmp_path: Path) -> None:
     loss = {"class_path": "elder.models.losses.MetricLoss", "init_args": {"metric": metric}}
     run("fit", write_config(tmp_path, trainer__max_epochs=12, model__init_args__loss=loss))
     lines = [line["train/loss"] for line in steps(tmp_path / "run") if "train/loss" in line]
-    assert sum(lines[-6:]) < sum(lines[:6])
+    assert median(lines[-6:]) < median(lines[:6])  # a batch may meet another minimum
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
