@@ -57,7 +57,10 @@ def steps(run_dir: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    solved = {"class_path": "LBFGS", "init_args": {"max_steps": 5000, "tol": 1e-9}}  # else rounding decides where it ends
+    solved = {
+        "class_path": "LBFGS",
+        "init_args": {"max_steps": 5000, "tol": 1e-9},
+    }  # else rounding decides where it ends
     adjoint = {"class_path": "MINRES", "init_args": {"max_steps": 1000, "tol": 1e-9}}
     config = write_config(
         tmp_path,
