@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -110,10 +109,18 @@ def test_two_processes_test_and_reconstruct_what_one_does(tmp_path: Path) -> Non
     assert len(one) == SLICES["test"]
 
 
+@pytest.mark.filterwarnings("ignore:.*solves fell short")
 def test_more_processes_than_images(tmp_path: Path) -> None:
     """All of them take part, and each image is counted once."""
     assert SLICES["val"] < 4 and SLICES["test"] < 4
-    config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=1)
+    # as many plain steps for every image: line searches amplify the rounding of other batches
+    steady = {"class_path": "Picard", "init_args": {"max_steps": 50, "tol": 0.0, "iteration": "GradientDescent"}}
+    config = write_config(
+        tmp_path,
+        trainer__precision="64-true",
+        trainer__max_steps=1,
+        model__init_args__reconstruction__solver=steady,
+    )
     four = ("--trainer.devices=4", "--trainer.strategy=ddp_fork", f"--run_dir={tmp_path / 'four'}")
     run("fit", config, "--data.batch_size=1", *four)
     last = f"--ckpt_path={tmp_path / 'four/checkpoints/last.ckpt'}"
@@ -123,8 +130,7 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     for name in ("psnr", "ssim", "residual", "gradients"):
         key = f"val/{name}"
         one, all_four = ([line[key] for line in steps(tmp_path / run) if key in line][-1] for run in ("run", "four"))
-        # Steps amplify the rounding of other batches, in the residual more than in the image.
-        assert one == pytest.approx(all_four, rel=1e-4 if name == "residual" else 1e-6), name
+        assert one == pytest.approx(all_four, rel=1e-6), name
     one, all_four = (read_results(tmp_path / folder / "results.csv") for folder in ("run", "four"))
     assert len(one) == len(all_four) == 3 * SLICES["test"]
     for a, b in zip(one, all_four, strict=True):
@@ -341,9 +347,12 @@ def _gradients(run_dir: Path) -> float:
 def test_a_run_learns_by_any_metric(tmp_path: Path) -> None:
     metric = {"class_path": "torchmetrics.MeanAbsoluteError"}
     loss = {"class_path": "elder.models.losses.MetricLoss", "init_args": {"metric": metric}}
-    run("fit", write_config(tmp_path, trainer__max_epochs=12, model__init_args__loss=loss))
+    potential = "elder.models.regularizers.potentials.Convex"  # one minimum, whatever the rounding
+    prior = {"class_path": "Ridge", "init_args": {"widths": [4], "kernel_size": 3, "potential": potential}}
+    changes = {"model__init_args__loss": loss, "model__init_args__reconstruction__prior": prior}
+    run("fit", write_config(tmp_path, trainer__max_epochs=12, **changes))
     lines = [line["train/loss"] for line in steps(tmp_path / "run") if "train/loss" in line]
-    assert median(lines[-6:]) < median(lines[:6])  # a batch may meet another minimum
+    assert sum(lines[-6:]) < sum(lines[:6])
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
