@@ -18,7 +18,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from benchmarks.__main__ import RESULTS, machine
-from benchmarks.online_steps import data_module, in_double_precision
+from benchmarks.online_steps import first_images, in_double_precision
 from benchmarks.report import Grid, fill, machine_line, markdown
 from elder.cli import keep_memory
 from elder.models.catalogue import CONFIG, shipped
@@ -79,15 +79,10 @@ def test_problem(data: Mapping[str, Any]) -> InverseProblem:
     """The first `IMAGES` test images, in double precision; of a module with fixed images those of validation."""
     arguments = data["init_args"]
     if "test" in arguments:
-        smaller = {"val": arguments["test"], "eval_size": SIZE, "eval_batch_size": IMAGES, "every_setting": False}
-        arguments = {**arguments, **smaller}
-    module = data_module({**data, "init_args": arguments})
-    problem = module.validation_problems(torch.device("cpu"))[0]
-    assert problem.x is not None
-    some = slice(IMAGES)
-    A = problem.A.select(torch.arange(len(problem.y[some])))
-    sigma = None if problem.sigma is None else problem.sigma[some].double()
-    return in_double_precision(InverseProblem(A, problem.y[some], problem.x[some]))._replace(sigma=sigma)
+        arguments = {**arguments, "val": arguments["test"], "eval_size": SIZE, "every_setting": False}
+    problem = first_images({**data, "init_args": arguments}, IMAGES)
+    sigma = None if problem.sigma is None else problem.sigma.double()
+    return in_double_precision(problem)._replace(sigma=sigma)
 
 
 def write(results: Mapping[str, Any]) -> None:

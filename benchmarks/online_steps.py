@@ -86,19 +86,14 @@ def reconstruction(config: Mapping[str, Any]) -> Reconstruction:
     return made
 
 
-def data_module(data: Mapping[str, Any]) -> ImagingDataModule:
-    """What a configuration's section describes, its files ready."""
+def first_images(data: Mapping[str, Any], number: int) -> InverseProblem:
+    """The measurements of the first validation images that a configuration's section describes."""
     parser = ArgumentParser()
     parser.add_argument("--data", type=ImagingDataModule)
-    module: ImagingDataModule = parser.instantiate(parser.parse_object({"data": data})).data
-    module.prepare_data()
-    return module
-
-
-def first_images(data: Mapping[str, Any], number: int) -> InverseProblem:
-    """The measurements of the first validation images."""
     together = {**data, "init_args": {**data["init_args"], "eval_batch_size": number}}
-    return data_module(together).validation_problems(torch.device("cpu"))[0]
+    module: ImagingDataModule = parser.instantiate(parser.parse_object({"data": together})).data
+    module.prepare_data()
+    return module.validation_problems(torch.device("cpu"))[0]
 
 
 def in_double_precision(problem: InverseProblem) -> InverseProblem:
