@@ -169,7 +169,7 @@ class Reconstruction(nn.Module):
             seed: Of the sets of measurements that online solvers draw: another one in each step of training.
 
         Raises:
-            ValueError: If a tolerance is below what rounding under the ambient autocast allows, or the measurements are
+            ValueError: If a tolerance is below what rounding allows in the working precision, or the measurements are
                 of another precision than the prior.
         """
         x0, scale = (full_precision(problem.A.initialize)(problem.y), None) if start is None else start
@@ -240,18 +240,20 @@ def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
 
 
 def _check_reachable(solver: Solver, rule: BackwardRule, objective: Objective) -> None:
-    """Refuse tolerances that autocast's rounding hides; 0 asks for all steps, not for an accuracy.
+    """Refuse tolerances that rounding hides; 0 asks for all steps, not for an accuracy.
 
-    With a lowered network residuals stall at 1/30 of its rounding error at best; where λ‖x‖ is large beside ‖F(x⁰)‖ it
-    is sooner, and the samples that fall short are counted.
+    Residuals stall at 1/30 of the rounding error of R at best; where λ‖x‖ is large beside ‖F(x⁰)‖ it is sooner, and the
+    samples that fall short are counted.
     """
-    if objective.precision <= torch.finfo(objective.y.dtype).eps:
-        return
     least = objective.precision / 8
+    where, other = str(objective.y.real.dtype).replace("torch.", "in "), "compute with `trainer.precision: 64-true`"
+    if objective.precision > torch.finfo(objective.y.dtype).eps:
+        where = "under autocast"
+        other = "lower the network early in the solve alone, with `trainer.precision: 32-true` and `evaluation: "
+        other += "{dtype: bfloat16}`"
     for name, tol in (("solver", solver.tol), ("backward", rule.tolerance if isinstance(rule, Implicit) else 0)):
         if 0 < tol < least:
             raise ValueError(
-                f"Reconstruction: expected tol >= {least:.1e} of the {name} under autocast, whose rounding hides "
-                f"smaller residuals, got {tol:.1e}; raise it, or lower the network early in the solve alone, with "
-                "`trainer.precision: 32-true` and `evaluation: {dtype: bfloat16}`"
+                f"Reconstruction: expected tol >= {least:.1e} of the {name} {where}, whose rounding hides smaller "
+                f"residuals, got {tol:.1e}; raise it, or {other}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,3 +158,15 @@ def test_rounding_ends_at_ten_errors_for_a_solver_and_at_sixteen_for_the_count()
         for value in (1.0, 1 + errors * f.precision):
             increases(torch.arange(2), PreconditionedLBFGS().start(f, p.x)._replace(value=torch.full((2,), value)))
         assert increases.count.tolist() == [count, count]
+
+
+@pytest.mark.parametrize("place", ["solver", "backward"])
+def test_a_tolerance_that_rounding_hides_is_refused_in_words(place):
+    made, p = reconstruction("inpainting"), problem("inpainting")
+    if place == "solver":
+        made.solver = replace(made.solver, tol=1e-8)
+    else:
+        made.backward = Implicit(GMRES(200, 1e-8))
+    with pytest.raises(ValueError, match=f"expected tol >= 1.5e-08 of the {place} in float32.*64-true"):
+        made(p)
+    made.double()(doubled(p))
