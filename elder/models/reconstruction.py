@@ -242,8 +242,8 @@ def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
 def _check_reachable(solver: Solver, rule: BackwardRule, objective: Objective) -> None:
     """Refuse tolerances that rounding hides; 0 asks for all steps, not for an accuracy.
 
-    Residuals stall at 1/30 of the rounding error of R at best; where λ‖x‖ is large beside ‖F(x⁰)‖ it is sooner, and the
-    samples that fall short are counted.
+    With a lowered network residuals stall at 1/30 of its rounding error at best; where λ‖x‖ is large beside ‖F(x⁰)‖ it
+    is sooner, and the samples that fall short are counted.
     """
     least = objective.precision / 8
     where, other = str(objective.y.real.dtype).replace("torch.", "in "), "compute with `trainer.precision: 64-true`"
