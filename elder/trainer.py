@@ -26,7 +26,7 @@ from elder.models.tuning import Parameter, Tuned, tunable, tune
 from elder.models.weights import check_weights, write_prior
 from elder.reporting.certificates import draw_certificates, print_certificates, write_certificates
 from elder.reporting.traces import draw_traces, print_traces, write_traces
-from elder.solvers import BacktrackingProximalGradient, Solver
+from elder.solvers import BacktrackingProximalGradient, LinearSolver, Solver
 
 __all__ = ["Trainer"]
 
@@ -153,7 +153,8 @@ class Trainer(pytorch_lightning.Trainer):
         images: int | None = None,
         n_lanczos: int = 60,
         n_sensitivity: int = 10,
-        n_ascent: int = 3,
+        n_ascent: int = 10,
+        linear: LinearSolver | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, dict[str, float]]:
         """Certify reconstructions of the test images: curvature, sensitivity to the data, worst perturbation.
@@ -169,7 +170,8 @@ class Trainer(pytorch_lightning.Trainer):
             images: Number of test images, the first; null: all.
             n_lanczos: Products with the Hessian for its ends.
             n_sensitivity: Steps for the norm of ∂x̂/∂y, of two adjoint solves each.
-            n_ascent: Reconstructions of perturbed data.
+            n_ascent: Reconstructions of perturbed data, at most.
+            linear: Solver of the linear systems of ∂x̂/∂y; null: by the model.
             weights_only: False: the checkpoint is trusted, and may hold more than tensors and plain values.
 
         Raises:
@@ -182,7 +184,8 @@ class Trainer(pytorch_lightning.Trainer):
         with self.precision_plugin.test_step_context():
             for batch in self._test_batches(datamodule, images, "certifying"):
                 module.check_noise(batch.problem)
-                numbers = certify(module.reconstruction, batch.problem, size, n_lanczos, n_sensitivity, n_ascent)
+                options = size, n_lanczos, n_sensitivity, n_ascent, linear
+                numbers = certify(module.reconstruction, batch.problem, *options)
                 for i, name in enumerate(batch.names):
                     found[name] = {field: float(column[i]) for field, column in numbers._asdict().items()}
         if self.is_global_zero:

@@ -170,7 +170,7 @@ def test_certificates_of_the_test_images(finished: Path, tmp_path: Path, capsys:
     assert 0 < numbers["amplification"] <= 1.01 * numbers["sensitivity"] < 1.02 / numbers["curvature"]  # ‖A‖ ≤ 1
     assert numbers["residual"] <= 1e-5 and numbers["perturbation"] > 0
     printed = capsys.readouterr().out
-    assert "positive as far as is known" in printed and "worst" in printed
+    assert "solved: 1 of 1; of these" in printed and "sees: 1\n" in printed and "worst" in printed
     with Image.open(tmp_path / "certificates.png") as picture:
         assert picture.size[0] == 1500
 

@@ -356,21 +356,33 @@ def test_a_run_learns_by_any_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*solves fell short")
+@pytest.mark.parametrize(
+    ("interval", "gamma", "step"),
+    [("epoch", 3e3, 3), ("step", 20, 4), ("step", 3e3, 2)],  # of the second epoch the first or last step; of the first
+)
 def test_a_strength_that_runs_away_ends_the_run_and_leaves_the_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interval: str, gamma: float, step: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """That of before, even where an epoch would have ended with it."""
     config = write_config(
         tmp_path,
         trainer__max_epochs=3,
-        trainer__limit_val_batches=0,
         model__init_args__optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-9}},
         model__init_args__scalar_rate=1e7,
-        model__init_args__scheduler__init_args__gamma=3e3,  # of the second epoch
+        model__init_args__scheduler__init_args__gamma=gamma,
+        model__init_args__scheduler_interval=interval,
     )
     with pytest.raises(SystemExit):
         run("fit", config)
-    assert re.search(r"error: .*the strength diverged, from 0\.1 to \S+ by step 3; fix it", capsys.readouterr().err)
-    assert checkpoint(tmp_path / "run")["global_step"] == 2
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(rf"error: .*the strength diverged, from 0\.1 to \S+ by step {step}; fix it", told)
+    if step < 3:
+        assert "no checkpoint had been written before" in told and not list(tmp_path.rglob("*.ckpt"))
+        return
+    for name in ("best.ckpt", "last.ckpt"):
+        assert f"{tmp_path / 'run' / 'checkpoints' / name}" in told
+        kept = torch.load(tmp_path / "run" / "checkpoints" / name, weights_only=True)
+        assert kept["global_step"] == 2 and abs(float(kept["state_dict"]["reconstruction.log_strength"])) < 3
 
 
 def test_a_lowered_network_is_chosen_in_the_configuration(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from elder.datamodules.base import Batch, ImagingDataModule, Key, generator, vol
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
 from elder.models.noise_range import NoiseRange
-from elder.models.optimization import Interval, StrengthBounds, configured
+from elder.models.optimization import Interval, StrengthBounds, configured, kept_checkpoints
 from elder.models.penalties import JacobianPenalty
 from elder.models.reconstruction import Reconstruction, Tolerances, initial_solution
 from elder.models.scores import ground_truth, scores, timed
@@ -138,7 +138,6 @@ class ReconstructionModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         problem, n = batch.problem, len(batch.names)
         truth = ground_truth(batch)
-        self._bounds.check(self.reconstruction.strength.item(), self.global_step)
         self.learn_noise(problem)
         samples, start = [key.index for key in batch.keys], None
         if self._warm_start is not None:
@@ -164,6 +163,11 @@ class ReconstructionModule(LightningModule):
         self.log("forward/gradients", solution.n_gradients.mean(), prog_bar=True, batch_size=n)
         self.log("forward/unconverged", short, reduce_fx="sum", batch_size=n)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """And see where it has led λ, before anything is validated or kept with it."""
+        super().optimizer_step(*args, **kwargs)
+        self._bounds.check(self.reconstruction.strength.item(), self.global_step + 1, kept_checkpoints(self.trainer))
 
     def _seed(self, batch_idx: int) -> int:
         """Of what a step draws: the same in a resumed run, and another one in every process."""

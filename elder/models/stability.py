@@ -20,6 +20,8 @@ from elder.solvers.linear import LinearMap, LinearSolver
 
 __all__ = ["Certificate", "certify"]
 
+N_LINEAR = 2000  # products of a linear solve, at most
+
 
 class Certificate(NamedTuple):
     """Of every sample of a batch, (B,) each.
@@ -28,13 +30,15 @@ class Certificate(NamedTuple):
 
     Args:
         curvature: Smallest eigenvalue of (M + Mᵀ)/2; positive: x̂ is a strict minimum, and the only fixed point near by.
-        curvature_error: An eigenvalue lies within that of it; 0 where it is found exactly.
+        curvature_error: An eigenvalue lies within that of it, if not the smallest; 0 where it is found exactly.
         lipschitz: Largest eigenvalue of (M + Mᵀ)/2.
         sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most.
         amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found.
         perturbation: ‖δ‖.
         asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient, as it should be of a functional.
         residual: Relative, of x̂, which the others presume to be small.
+        solved: Whether it is as small as the solver was told to make it.
+        linear_residual: Relative, the largest of the linear systems that `sensitivity` was found with.
     """
 
     curvature: Tensor
@@ -45,13 +49,16 @@ class Certificate(NamedTuple):
     perturbation: Tensor
     asymmetry: Tensor
     residual: Tensor
+    solved: Tensor
+    linear_residual: Tensor
 
 
 class _Linearized:
     """M = ∂F/∂x and N = ∂F/∂y at a solution, and their transposes, for the real inner product."""
 
     def __init__(self, objective: Objective, x: Tensor, linear: LinearSolver | None) -> None:
-        self.linear = linear or (Symmetric(tol=1e-6) if objective.symmetric else GMRES(tol=1e-6))
+        self.linear = linear or _default_linear_solver(objective, x)
+        self.n_solves, self.n_short, self.residual = 0, 0, torch.zeros_like(norm(x))
         self.symmetric = objective.symmetric
         self._x, self._y = (u.detach().clone().requires_grad_() for u in (x, objective.y))
         with torch.enable_grad():
@@ -88,7 +95,15 @@ class _Linearized:
         return -torch.autograd.grad(self._F, self._y, w, retain_graph=True)[0]
 
     def _solve(self, matrix: LinearMap, b: Tensor) -> Tensor:
-        return self.linear(matrix, b).x
+        solution = self.linear(matrix, b)
+        self.n_solves, self.n_short = self.n_solves + len(b), self.n_short + int((~solution.converged).sum())
+        self.residual = torch.maximum(self.residual, solution.residual)
+        return solution.x
+
+
+def _default_linear_solver(objective: Objective, x: Tensor) -> LinearSolver:
+    tol = 1e-6 if torch.finfo(x.dtype).eps < 1e-10 else 1e-4  # beyond, rounding may decide where M is ill-conditioned
+    return (Symmetric if objective.symmetric else GMRES)(N_LINEAR, tol)
 
 
 def certify(
@@ -97,7 +112,7 @@ def certify(
     size: float = 0.01,
     n_lanczos: int = 60,
     n_sensitivity: int = 10,
-    n_ascent: int = 3,
+    n_ascent: int = 10,
     linear: LinearSolver | None = None,
 ) -> Certificate:
     """Certificates at the reconstruction of every problem of a batch.
@@ -105,8 +120,9 @@ def certify(
     ∂x̂/∂y = −M⁻¹ ∂F/∂y by the implicit function theorem; its norm is the root of the largest eigenvalue of its Gram
     matrix, from below, by Lanczos, each step of which solves two systems. The worst perturbation of the given size
     starts along the singular vector that belongs to it and climbs: δ ← size·‖y‖ Jᵀd/‖Jᵀd‖ with d = x̂(y + δ) − x̂(y) and
-    J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖². The largest amplification on the way counts, again from below.
-    Where ∂F/∂x jumps, as with rectifiers and splines, a warning says so.
+    J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖², until no sample gains 1 % in either of two steps. The largest
+    amplification on the way counts, again from below. Warnings tell of reconstructions and linear systems that were
+    not solved, and of a ∂F/∂x that jumps, as with rectifiers and splines.
 
     Args:
         reconstruction: As it stands; solve to a small tolerance, of which `residual` tells.
@@ -114,8 +130,8 @@ def certify(
         size: ‖δ‖/‖y‖ > 0.
         n_lanczos: Products with M for curvature and Lipschitz constant.
         n_sensitivity: Steps for ‖∂x̂/∂y‖.
-        n_ascent: Reconstructions of perturbed data.
-        linear: Solver of the linear systems; None: Symmetric, or of a field GMRES, to 1e-6.
+        n_ascent: Reconstructions of perturbed data, at most.
+        linear: Solver of the linear systems; None: Symmetric, or of a field GMRES, to 1e-6, in single precision 1e-4.
 
     Raises:
         ValueError: If size is not positive, or a number of steps is below 1.
@@ -134,20 +150,37 @@ def certify(
         )
     with torch.no_grad():
         solution = reconstruction(problem)
+    if n_unsolved := int((~solution.converged).sum()):
+        warnings.warn(
+            f"certify: {n_unsolved} of {len(solution.converged)} reconstructions were not solved, with residuals up to "
+            f"{solution.residual.max():.2g}; what is certified holds at solutions alone: give the solver more steps, "
+            "or another tol",
+            stacklevel=2,
+        )
     x = solution.x
     objective = reconstruction.objective(problem)
     local = _Linearized(objective, x, linear)
     spectrum = lanczos(local.symmetrized, x, n_lanczos)
     gram = lanczos(lambda v: local.pulled_back(local.solution_change(v)), problem.y, n_sensitivity)
+    if local.n_short:
+        warnings.warn(
+            f"certify: {local.n_short} of {local.n_solves} linear systems were not solved, with residuals up to "
+            f"{local.residual.max():.2g}; ‖∂x̂/∂y‖ is probably larger than what is reported: choose a `linear` solver "
+            "with more steps",
+            stacklevel=2,
+        )
     delta, amplification = size * per_sample(norm(problem.y), problem.y) * gram.vector, torch.zeros_like(norm(x))
+    stalled = 0
     for step in range(n_ascent):
         changed = problem._replace(y=problem.y + delta)
         with torch.no_grad():
             d = reconstruction(changed).x - x
-        amplification = torch.maximum(amplification, norm(d) / norm(delta))
-        if step + 1 < n_ascent:
-            pulled = _Linearized(reconstruction.objective(changed), x + d, linear).pulled_back(d)
-            delta = per_sample(norm(delta) / norm(pulled).clamp_min(1e-30), pulled) * pulled
+        before, amplification = amplification, torch.maximum(amplification, norm(d) / norm(delta))
+        stalled = 0 if (amplification > 1.01 * before).any() else stalled + 1
+        if stalled == 2 or step + 1 == n_ascent:
+            break
+        pulled = _Linearized(reconstruction.objective(changed), x + d, linear).pulled_back(d)
+        delta = per_sample(norm(delta) / norm(pulled).clamp_min(1e-30), pulled) * pulled
     probe = torch.randn(x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(1)).to(x.device)
     v = probe.expand_as(x).contiguous()
     Mv, Mtv = local.product(v), local.transposed(v)
@@ -160,4 +193,6 @@ def certify(
         norm(delta),
         norm(Mv - Mtv) / norm(Mv + Mtv),
         solution.residual,
+        solution.converged,
+        local.residual,
     )

@@ -24,7 +24,7 @@ CERTIFICATE_FIELDS = Certificate._fields
 
 _HEADINGS = {
     "curvature": "curvature",
-    "curvature_error": "±",
+    "curvature_error": "Ritz\nres.",
     "lipschitz": "L",
     "sensitivity": "‖∂x̂/∂y‖",
     "amplification": "worst\n‖Δx̂‖/‖δ‖",
@@ -43,7 +43,7 @@ def write_certificates(path: str | os.PathLike[str], found: Certificates) -> Non
 
 
 def print_certificates(found: Certificates, console: Console | None = None) -> None:
-    """Print a line for each image, 80 columns wide at most where names are short, and how many are strict minima."""
+    """Print a line for each image, 80 columns wide at most where names are short, and how many seem strict minima."""
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("image", overflow="fold", min_width=12)
@@ -52,8 +52,13 @@ def print_certificates(found: Certificates, console: Console | None = None) -> N
     for image, numbers in found.items():
         table.add_row(image, *(f"{numbers[name]:.3g}" for name in _HEADINGS))
     console.print(table)
-    positive = sum(numbers["curvature"] > numbers["curvature_error"] for numbers in found.values())
-    console.print(f"curvature above its error, hence positive as far as is known: {positive} of {len(found)}")
+    solved = [numbers for numbers in found.values() if numbers["solved"]]
+    positive = sum(numbers["curvature"] > numbers["curvature_error"] for numbers in solved)
+    console.print(
+        f"solved: {len(solved)} of {len(found)}; of these, with a curvature above its Ritz residual, a strict minimum "
+        f"as far as Lanczos sees: {positive}",
+        soft_wrap=True,
+    )
 
 
 def draw_certificates(path: str | os.PathLike[str], found: Certificates, width: int = 1500) -> None:
