@@ -85,6 +85,16 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert b.get("val/psnr", 0) == pytest.approx(a.get("val/psnr", 0), abs=1e-5)
 
 
+def test_training_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__max_epochs=1, model__init_args__training_tol=0.1)
+    precise = "--model.reconstruction.solver.tol=1e-4", "--model.reconstruction.solver.max_steps=500"
+    run("fit", config, *precise, "--model.reconstruction.backward.solver.tol=0.3")
+    found = steps(tmp_path / "run")
+    residuals = [line["forward/residual"] for line in found if "forward/residual" in line]
+    assert residuals and all(1e-3 < residual <= 0.1 for residual in residuals)
+    assert [line["val/residual"] for line in found if "val/residual" in line][-1] <= 1e-4
+
+
 def test_two_processes_test_and_reconstruct_what_one_does(tmp_path: Path) -> None:
     assert SLICES["test"] % 2 == 1
     config = write_config(tmp_path, trainer__precision="64-true", trainer__max_steps=1)

@@ -57,7 +57,16 @@ class MetricLoss(nn.Module):
         self.metric, self.sign = metric, -1.0 if metric.higher_is_better else 1.0
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """A number, from (B, …) and (B, …). Nothing is accumulated."""
+        """A number, from (B, …) and (B, …). Nothing is accumulated.
+
+        Raises:
+            ValueError: If the metric returns more than a number.
+        """
         value = self.metric(x, target)
         self.metric.reset()
+        if value.numel() != 1:
+            raise ValueError(
+                f"MetricLoss: expected one number of a batch, got {tuple(value.shape)} of "
+                f"{type(self.metric).__name__}; choose a reduction that returns one"
+            )
         return self.sign * value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +32,12 @@ def configured(
         parameters: All that are learned.
         scalars: Those among them with a learning rate of their own.
         rate: That rate, relative to the others'.
+
+    Raises:
+        ValueError: If it is negative or not finite.
     """
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"scalar_rate: expected a number >= 0, 0 to leave the scalars as they are, got {rate}")
     apart = {id(p) for p in scalars} if rate != 1 else set()
     parameters = list(parameters)
     groups: list[Any] = parameters

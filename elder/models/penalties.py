@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from elder.linalg import norm, per_sample
 from elder.models.objective import Objective
+from elder.models.regularizers.base import warn_of_jumps
 
 __all__ = ["JacobianPenalty"]
 
@@ -27,7 +29,7 @@ class JacobianPenalty:
         every: It is added to the loss once in so many steps of training, and to the first.
 
     Raises:
-        ValueError: If the weight is negative, or a number is below 1.
+        ValueError: If the weight is negative or not finite, or a number is below 1.
     """
 
     weight: float = 1e-4
@@ -35,9 +37,9 @@ class JacobianPenalty:
     every: int = 5
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or min(self.n_steps, self.every) < 1:
+        if not 0 <= self.weight < math.inf or min(self.n_steps, self.every) < 1:
             raise ValueError(
-                f"JacobianPenalty: expected weight >= 0, n_steps >= 1 and every >= 1, got {self.weight}, "
+                f"JacobianPenalty: expected 0 <= weight < ∞, n_steps >= 1 and every >= 1, got {self.weight}, "
                 f"{self.n_steps} and {self.every}"
             )
 
@@ -48,6 +50,7 @@ class JacobianPenalty:
 
     def __call__(self, objective: Objective, x: Tensor) -> Tensor:
         """w · mean ‖λ ∂∇R/∂x‖ at the solutions x, (B, …), differentiable in λ and θ."""
+        warn_of_jumps(objective.prior, type(self).__name__, "the norm may be another an arbitrarily small change away")
         with torch.enable_grad():
             return self.weight * jacobian_norm(objective, x, self.n_steps).mean()
 

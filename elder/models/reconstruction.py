@@ -15,6 +15,7 @@ from elder.linalg import full_precision
 from elder.models.evaluation import EAGER, Evaluation, Evaluator
 from elder.models.objective import Draws, Objective
 from elder.models.regularizers.base import Prior, Regularizer
+from elder.models.regularizers.experts import check_learnable
 from elder.operators.acquisition import InverseProblem
 from elder.operators.fidelity import DataFidelity, LeastSquares
 from elder.solvers import LBFGS, SHINE, BackwardRule, Implicit, Solution, Solver, Unrolled, Watch
@@ -185,6 +186,8 @@ class Reconstruction(nn.Module):
             rule = replace(rule, tol=tolerances.backward) if isinstance(rule, Implicit) else rule
         objective, evaluation, dtype = self.objective(problem, seed), self.evaluation, x0.dtype
         _check_reachable(solver, rule, objective)
+        if torch.is_grad_enabled():
+            check_learnable(self.prior)
         objective, x0 = objective.resolving(x0, 0 if solver.takes_all_steps else solver.tol)
         solve = rule if watch is None else partial(_solve, watch)
         if evaluation is None or evaluation.dtype is None or isinstance(rule, Unrolled):
@@ -251,7 +254,7 @@ def _check_reachable(solver: Solver, rule: BackwardRule, objective: Objective) -
         where = "under autocast"
         other = "lower the network early in the solve alone, with `trainer.precision: 32-true` and `evaluation: "
         other += "{dtype: bfloat16}`"
-    for name, tol in (("solver", solver.tol), ("backward", rule.tolerance if isinstance(rule, Implicit) else 0)):
+    for name, tol in (("solver", solver.tol), ("backward rule", rule.tolerance if isinstance(rule, Implicit) else 0)):
         if 0 < tol < least:
             raise ValueError(
                 f"Reconstruction: expected tol >= {least:.1e} of the {name} {where}, whose rounding hides smaller "

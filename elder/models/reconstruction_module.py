@@ -97,7 +97,7 @@ class ReconstructionModule(LightningModule):
         self.tuned: dict[str, dict[str, float]] = {}  # strength and validation PSNR of each baseline, once tested
         self._warm_start = WarmStart() if warm_start else None
         self.training_tol, self.tolerance = training_tol, tolerance
-        if training_tol is not None and (training_tol <= 0 or tolerance is not None):
+        if training_tol is not None and (not training_tol > 0 or tolerance is not None):
             found = f"{training_tol} and {tolerance}"
             raise ValueError(f"ReconstructionModule: expected training_tol > 0 and tolerance: null, got {found}")
         if tolerance is not None:

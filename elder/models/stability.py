@@ -13,6 +13,7 @@ from torch import Tensor
 from elder.linalg import norm, per_sample
 from elder.models.objective import Objective
 from elder.models.reconstruction import Reconstruction
+from elder.models.regularizers.base import warn_of_jumps
 from elder.operators.acquisition import InverseProblem
 from elder.solvers.krylov import GMRES, Symmetric
 from elder.solvers.lanczos import lanczos
@@ -142,12 +143,8 @@ def certify(
             f"certify: expected size > 0 and at least one step of each kind, got {size}, {n_lanczos=}, "
             f"{n_sensitivity=}, {n_ascent=}"
         )
-    if rough := sorted({type(m).__name__ for m in reconstruction.prior.modules() if not getattr(m, "smooth", True)}):
-        warnings.warn(
-            f"certify: the second derivative of {', '.join(rough)} jumps, so that curvature and sensitivity may be "
-            "others an arbitrarily small change away; trust the amplification, or choose what is smooth",
-            stacklevel=2,
-        )
+    away = "curvature and sensitivity may be others an arbitrarily small change away; trust the amplification"
+    warn_of_jumps(reconstruction.prior, "certify", f"{away}, or choose what is smooth")
     with torch.no_grad():
         solution = reconstruction(problem)
     if n_unsolved := int((~solution.converged).sum()):

@@ -67,16 +67,16 @@ class AdaptiveTolerance:
         loosest: Largest tolerance, where both begin; the smallest are those of the solvers.
 
     Raises:
-        ValueError: If target or loosest is not positive.
+        ValueError: If target is not between 0 and 1, as only then a step is a descent, or loosest is not positive.
     """
 
     target: float = 0.1
     loosest: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.target <= 0 or self.loosest <= 0:
+        if not 0 < self.target < 1 or not self.loosest > 0:
             raise ValueError(
-                f"AdaptiveTolerance: expected positive target and loosest, got {self.target} and {self.loosest}"
+                f"AdaptiveTolerance: expected 0 < target < 1 and loosest > 0, got {self.target} and {self.loosest}"
             )
 
     def first(self, reconstruction: Reconstruction) -> Tolerances:

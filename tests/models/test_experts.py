@@ -21,6 +21,7 @@ from elder.models.regularizers import (
     Potential,
     Quadratic,
     Rectified,
+    Ridge,
     Spline,
     StudentT,
     UntiedExperts,
@@ -51,9 +52,9 @@ def experts(potential: Potential | None = None, **others) -> FieldsOfExperts:
     return model
 
 
-def dense() -> DenseExperts:
+def dense(potential: Potential | None = None) -> DenseExperts:
     torch.manual_seed(0)
-    model = DenseExperts((8, 9), 1, 100, LogCosh(3.0)).double()
+    model = DenseExperts((8, 9), 1, 100, potential or LogCosh(3.0)).double()
     with torch.no_grad():
         model.bias += draw(100, seed=4) / 5
     return model
@@ -204,6 +205,11 @@ def test_a_gradient_costs_two_convolutions() -> None:
         ({"n_filters": 25}, "expected at most 24 filters of the kind DCT with 5 x 5 taps and 1 channels, got 25"),
         ({"n_filters": 6, "initial": "differences"}, "expected at most 5 filters of the kind differences"),
         ({"kernel_size": 1, "n_filters": 2, "initial": "differences"}, "expected kernel_size >= 3 for differences"),
+        (
+            {"kernel_size": 1, "n_filters": 2},
+            "expected at most 0 filters of the kind DCT with 1 x 1 taps and 1 channels",
+        ),
+        ({"kernel_size": 1, "n_filters": 2, "initial": "random"}, "expected random filters of two taps or more"),
     ],
 )
 def test_bad_filters_are_refused_in_words(arguments: dict, message: str) -> None:
@@ -222,6 +228,26 @@ def test_filters_that_have_vanished_are_told_of() -> None:
         R.filters.zero_()
     value, grad = R.value_and_grad(torch.rand(1, 1, 8, 8))  # an R that says nothing, which no solve minds
     assert not value.any() and not grad.any()
+    ridge = Ridge(1, [2, 4], 3)
+    with torch.no_grad():
+        ridge.filters[0].zero_()
+    with pytest.raises(FloatingPointError, match="Ridge: training diverged, all filters have become zero; lower the"):
+        ridge.value_and_grad(torch.rand(1, 1, 8, 8))
+
+
+def test_nothing_is_learned_from_filters_that_have_vanished() -> None:
+    """But from those of analysis, where those of synthesis are others."""
+    R, seen = experts(), problem()
+    untied = UntiedExperts(experts())
+    with torch.no_grad():
+        R.filters.zero_()
+        untied.experts.filters.zero_()
+        assert Reconstruction(R, Picard(20, 1e-3), strength=0.1).double()(seen).converged.all()
+    with pytest.raises(FloatingPointError, match="all filters have become zero, and nothing is learned from here"):
+        Reconstruction(R, Picard(20, 1e-3), strength=0.1).double()(seen)
+    rule = Implicit(GMRES(100, 1e-8))
+    found = gradients(Reconstruction(untied, Picard(20, 1e-3), rule, strength=0.1).double(), -9)
+    assert found["prior.experts.filters"].any()
 
 
 def test_dense_experts_take_images_of_one_size() -> None:
@@ -238,6 +264,15 @@ def test_small_images_are_refused_in_words() -> None:
 
 # Bilevel learning and equilibrium models
 
+LEARNED = [LogCosh(3.0), WeaklyConvex(3.0, 2.0), Spline(3.0, 7, 2.0)]
+
+
+def learned(R: Experts) -> set[str]:
+    """The parameters that a family has, those of its potential among them."""
+    own = {"filters", "log_scales", "log_weights"} | ({"bias"} if isinstance(R, DenseExperts) else set())
+    of_potential = {LogCosh: set(), WeaklyConvex: {"potential.log_excess"}, Spline: {"potential.slopes"}}
+    return own | of_potential[type(R.potential)]
+
 
 def gradients(model: Reconstruction, lost: float = -0.3) -> dict[str, Tensor]:
     loss = (model(problem(lost)).x - problem(lost).x).square().mean()
@@ -246,23 +281,27 @@ def gradients(model: Reconstruction, lost: float = -0.3) -> dict[str, Tensor]:
 
 
 @FAMILIES
+@pytest.mark.parametrize("potential", LEARNED, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("solver", ["Anderson", "Picard"])
-def test_with_tied_filters_bilevel_and_equilibrium_gradients_agree(solver: str, make: Callable[[], Experts]) -> None:
-    """The lower level's minimiser is the field's fixed point, and dW is the sum of the changes of W and C."""
-    R = make()
+def test_with_tied_filters_bilevel_and_equilibrium_gradients_agree(
+    solver: str, potential: Potential, make: Callable[..., Experts]
+) -> None:
+    """In all parameters: the lower level's minimiser is the field's fixed point, and dW is that of W and C together."""
+    R = make(copy.deepcopy(potential))
     iteration = GradientDescent(step_size=0.5)
     lower = Anderson(500, 1e-12, iteration=iteration) if solver == "Anderson" else Picard(20000, 1e-12, iteration)
-    bilevel = gradients(Reconstruction(copy.deepcopy(R), lower, Implicit(Symmetric(300, 1e-12)), strength=0.4).double())
-    untied = Reconstruction(UntiedExperts(copy.deepcopy(R)), lower, Implicit(GMRES(300, 1e-12)), strength=0.4)
-    field = gradients(untied.double())
-    torch.testing.assert_close(field["log_strength"], bilevel["log_strength"], rtol=1e-8, atol=1e-12)
-    weights = "prior.experts.log_weights"
-    torch.testing.assert_close(field[weights], bilevel["prior.log_weights"], rtol=1e-8, atol=1e-12)
-    scales = "prior.experts.log_scales"
-    torch.testing.assert_close(field[scales], bilevel["prior.log_scales"], rtol=1e-8, atol=1e-12)
-    both = field["prior.experts.filters"] + field["prior.synthesis"]
-    torch.testing.assert_close(both, bilevel["prior.filters"], rtol=1e-8, atol=1e-12)
-    assert (field["prior.synthesis"] - field["prior.experts.filters"]).norm() > 0.01 * both.norm()
+    strength, lost = (0.4, -0.3) if isinstance(potential, LogCosh) else (0.1, -9)  # one minimum, of others that soon
+    tied = Reconstruction(copy.deepcopy(R), lower, Implicit(Symmetric(300, 1e-12)), strength=strength)
+    untied = Reconstruction(UntiedExperts(copy.deepcopy(R)), lower, Implicit(GMRES(300, 1e-12)), strength=strength)
+    bilevel, field = gradients(tied.double(), lost), gradients(untied.double(), lost)
+    synthesis = field.pop("prior.synthesis")
+    assert (synthesis - field["prior.experts.filters"]).norm() > 0.01 * bilevel["prior.filters"].norm()
+    field["prior.experts.filters"] = field["prior.experts.filters"] + synthesis
+    field = {name.replace("prior.experts", "prior"): gradient for name, gradient in field.items()}
+    assert field.keys() == bilevel.keys() == {"log_strength", *(f"prior.{name}" for name in learned(R))}
+    for name, gradient in field.items():
+        assert gradient.any()
+        torch.testing.assert_close(gradient, bilevel[name], rtol=1e-8, atol=1e-12)
 
 
 @FAMILIES
@@ -281,15 +320,20 @@ def test_with_untied_filters_implicit_gradients_are_those_of_converged_unrolling
 
 
 @FAMILIES
+@pytest.mark.parametrize("potential", LEARNED, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("tied", [True, False])
-def test_hypergradients_are_difference_quotients(tied: bool, make: Callable[[], Experts]) -> None:
-    prior = make() if tied else UntiedExperts(make())
+def test_hypergradients_are_difference_quotients(
+    tied: bool, potential: Potential, make: Callable[..., Experts]
+) -> None:
+    experts = make(copy.deepcopy(potential))
+    prior = experts if tied else UntiedExperts(experts)
     if isinstance(prior, UntiedExperts):
         with torch.no_grad():
             prior.synthesis += 0.2 * draw(*prior.synthesis.shape, seed=9)
     lower = Anderson(500, 1e-13, iteration=GradientDescent(step_size=0.4))
     model = Reconstruction(prior, lower, Implicit(GMRES(300, 1e-12)), strength=0.2).double()
     found = gradients(model, -9)
+    assert len(found) == 1 + len(learned(experts)) + (not tied)
     direction = {name: draw(1, *gradient.shape, seed=len(name))[0] for name, gradient in found.items()}
     losses, h = [], 1e-5
     with torch.no_grad():

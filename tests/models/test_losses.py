@@ -71,3 +71,6 @@ def test_metrics_that_cannot_be_descended_are_refused():
         ValueError, match=r"MetricLoss: expected a differentiable metric .*got BinaryAccuracy with is_d"
     ):
         MetricLoss(BinaryAccuracy())
+    one_each = MetricLoss(StructuralSimilarityIndexMeasure(data_range=1.0, reduction="none"))
+    with pytest.raises(ValueError, match=r"MetricLoss: expected one number of a batch, got \(2,\) of StructuralSim"):
+        one_each(torch.rand(2, 1, 24, 24), torch.rand(2, 1, 24, 24))

@@ -1,9 +1,16 @@
 """Where training must end."""
 
 import pytest
+import torch
 
 from elder.ablation.running.failures import Kind, classify
-from elder.models.optimization import StrengthBounds
+from elder.models.optimization import StrengthBounds, configured
+
+
+@pytest.mark.parametrize("rate", [-1000.0, float("nan")])
+def test_a_rate_does_not_climb(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"scalar_rate: expected a number >= 0, .*got {rate}"):
+        configured(torch.optim.Adam, None, "epoch", [], [], rate)
 
 
 @pytest.mark.parametrize("strength", [1e-7, 1e7, float("nan"), float("inf"), 0.0])

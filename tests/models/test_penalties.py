@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from elder.models.penalties import JacobianPenalty, jacobian_norm
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import FieldsOfExperts, LogCosh, Prior, Ridge, UntiedExperts, WeaklyConvex
+from elder.models.regularizers import FieldsOfExperts, LogCosh, Prior, Ridge, Spline, UntiedExperts, WeaklyConvex
 from elder.operators import InverseProblem, Mask
 from elder.solvers import Picard
 from tests.solvers.problems import draw
@@ -59,5 +61,25 @@ def test_penalty_and_its_gradient_are_those_of_the_dense_jacobian(kind: str) -> 
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"JacobianPenalty: expected weight >= 0, n_steps >= 1 and every >= 1, got -1"):
-        JacobianPenalty(-1)
+    for weight in (-1, math.nan):
+        with pytest.raises(
+            ValueError, match=rf"JacobianPenalty: expected 0 <= weight < ∞, n_.* every >= 1, got {weight}"
+        ):
+            JacobianPenalty(weight)
+
+
+def test_solutions_count_as_constants() -> None:
+    reconstruct, x = Reconstruction(prior("experts"), Picard(), strength=0.3).double(), draw(2, 1, 6, 5, seed=1)
+    objective = reconstruct.objective(InverseProblem(Mask(torch.ones(1, 1, 6, 5, dtype=torch.float64)), x))
+    leaf = x.clone().requires_grad_()
+    penalty = JacobianPenalty()
+    penalty(objective, 1.0 * leaf).backward()
+    assert leaf.grad is None and penalty.n_products == 22
+
+
+def test_a_norm_that_jumps_is_warned_of() -> None:
+    R = FieldsOfExperts(1, 4, 3, Spline(3.0)).double()
+    x = draw(2, 1, 6, 5, seed=1)
+    problem = InverseProblem(Mask(torch.ones(1, 1, 6, 5, dtype=torch.float64)), x)
+    with pytest.warns(UserWarning, match="JacobianPenalty: the second derivative of Spline jumps, so that the norm"):
+        JacobianPenalty()(Reconstruction(R, Picard()).double().objective(problem), x)

@@ -160,7 +160,7 @@ def test_rounding_ends_at_ten_errors_for_a_solver_and_at_sixteen_for_the_count()
         assert increases.count.tolist() == [count, count]
 
 
-@pytest.mark.parametrize("place", ["solver", "backward"])
+@pytest.mark.parametrize("place", ["solver", "backward rule"])
 def test_a_tolerance_that_rounding_hides_is_refused_in_words(place):
     made, p = reconstruction("inpainting"), problem("inpainting")
     if place == "solver":

@@ -320,10 +320,12 @@ def test_bad_arguments_are_refused_in_words():
         TotalVariation(0.0)
     with pytest.raises(ValueError, match="Ridge: expected an odd kernel_size, got 4"):
         Ridge(kernel_size=4)
-    with pytest.raises(ValueError, match=r"Convex: expected scale > 0, got -1"):
+    with pytest.raises(ValueError, match=r"Convex: expected 0 < scale < ∞, got -1"):
         Convex(-1.0)
-    with pytest.raises(ValueError, match="WeaklyConvex: expected beta > 1, got 1"):
+    with pytest.raises(ValueError, match="WeaklyConvex: expected 1 < beta < ∞, got 1"):
         WeaklyConvex(beta=1.0)
+    with pytest.raises(ValueError, match="WeaklyConvex: expected 0 < scale < ∞, got nan"):
+        WeaklyConvex(float("nan"))
 
 
 def test_channelwise_is_the_sum_over_channels_at_the_noise_level_of_each_image():

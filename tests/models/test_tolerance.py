@@ -117,5 +117,8 @@ def test_the_larger_contribution_is_tightened_and_a_small_one_loosened():
 
 
 def test_bad_arguments_are_refused_in_words():
-    with pytest.raises(ValueError, match="expected positive target and loosest, got 0"):
+    with pytest.raises(ValueError, match="expected 0 < target < 1 and loosest > 0, got 0"):
         AdaptiveTolerance(target=0.0)
+    for target in (1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"AdaptiveTolerance: expected 0 < target < 1 .*got {target}"):
+            AdaptiveTolerance(target)

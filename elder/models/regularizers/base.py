@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -64,6 +65,28 @@ class Regularizer(Prior):
     def score(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """−∇R(x), which approximates ∇ log p(x) if R is −log of a prior density."""
         return -self.grad(x, sigma)
+
+
+def warn_of_jumps(prior: nn.Module, owner: str, consequence: str) -> None:
+    """Where second derivatives of a prior are asked for, and those of a part of it jump, say so."""
+    if rough := sorted({type(m).__name__ for m in prior.modules() if not getattr(m, "smooth", True)}):
+        warnings.warn(
+            f"{owner}: the second derivative of {', '.join(rough)} jumps, so that {consequence}", stacklevel=3
+        )
+
+
+def check_gain(owner: str, gain: Tensor) -> None:
+    """Of filters that are divided by their norm.
+
+    Raises:
+        FloatingPointError: If all of them are zero; on a CPU alone, as it waits for the device. Elsewhere a solver
+            tells that the iterate is no longer finite.
+    """
+    if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain == 0:
+        raise FloatingPointError(
+            f"{owner}: training diverged, all filters have become zero; lower the learning rate or the weight decay, "
+            "or begin from other filters"
+        )
 
 
 def real_channels(owner: nn.Module, x: Tensor, channels: int) -> Tensor:

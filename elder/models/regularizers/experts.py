@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elder.linalg import from_channels
-from elder.models.regularizers.base import Prior, Regularizer, real_channels
+from elder.models.regularizers.base import Prior, Regularizer, check_gain, real_channels
 from elder.models.regularizers.potentials import LogCosh, Potential, Rectified
 
 __all__ = ["DenseExperts", "Experts", "FieldsOfExperts", "UntiedExperts"]
@@ -172,6 +172,22 @@ class UntiedExperts(Prior):
         return from_channels(own.synthesise(slope, own.bank(self.synthesis), u), x)
 
 
+def check_learnable(prior: nn.Module) -> None:
+    """Before a solve that is to be learned from.
+
+    Raises:
+        FloatingPointError: If all filters of a field of experts are zero, and with them all gradients, for good.
+    """
+    for own in prior.modules():
+        if isinstance(own, UntiedExperts):
+            return  # whose analysis filters learn from those of synthesis, and the other way round
+        if isinstance(own, FieldsOfExperts) and not bool(own.filters.any()):
+            raise FloatingPointError(
+                "FieldsOfExperts: training diverged, all filters have become zero, and nothing is learned from here; "
+                "lower the learning rate or the weight decay, or begin from other filters"
+            )
+
+
 def _mirrored(u: Tensor, radius: int) -> Tensor:
     if min(u.shape[-2:]) <= radius:
         raise ValueError(
@@ -182,23 +198,14 @@ def _mirrored(u: Tensor, radius: int) -> Tensor:
 
 
 def largest_gain(bank: Tensor) -> Tensor:
-    """‖W‖ on a periodic image, from the frequency responses on a grid of three times the taps.
-
-    Raises:
-        FloatingPointError: If all filters are zero, whose norm cannot be kept; on a CPU alone, as it waits for the
-            device. Elsewhere a solver tells that the iterate is no longer finite.
-    """
+    """‖W‖ on a periodic image, from the frequency responses on a grid of three times the taps; see `check_gain`."""
     size = 3 * bank.shape[-1]
     response = torch.fft.rfft2(bank, s=(size, size)).movedim((0, 1), (-2, -1))
     if bank.shape[1] == 1:  # a column, whose norm needs no singular values
         gain = torch.linalg.vector_norm(response, dim=(-2, -1)).max()
     else:
         gain = torch.linalg.matrix_norm(response, 2).max()
-    if gain.device.type == "cpu" and not torch.compiler.is_compiling() and not gain > 0:
-        raise FloatingPointError(
-            "FieldsOfExperts: training diverged, all filters have become zero; lower the learning rate or the "
-            "weight decay, or leave `normalized` out"
-        )
+    check_gain("FieldsOfExperts", gain)
     return gain
 
 
@@ -217,6 +224,8 @@ def _initial(kind: Initial, n: int, channels: int, size: int) -> Tensor:
         bank = torch.zeros(n, channels, size, size)
         for k in range(n):
             bank[k, k % channels] = patterns[k // channels]
+    if channels * size**2 == 1:
+        raise ValueError("FieldsOfExperts: expected random filters of two taps or more, which have a mean, got one")
     return bank / torch.linalg.vector_norm(bank, dim=(1, 2, 3), keepdim=True)
 
 
@@ -225,7 +234,7 @@ def _cosines(size: int) -> Tensor:
     n = torch.arange(size)
     waves = torch.cos(torch.pi / size * (n + 0.5) * n[:, None])
     pairs = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda pair: (sum(pair), pair))[1:]
-    return torch.stack([torch.outer(waves[i], waves[j]) for i, j in pairs])
+    return torch.stack([torch.outer(waves[i], waves[j]) for i, j in pairs]) if pairs else torch.empty(0, size, size)
 
 
 def _differences(size: int) -> Tensor:

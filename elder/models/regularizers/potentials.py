@@ -6,6 +6,7 @@ away: φ′(t) = t/√(1 + t²), 0 < φ″ ≤ 1.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -27,8 +28,8 @@ class Potential(nn.Module, ABC):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"{type(self).__name__}: expected scale > 0, got {scale}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"{type(self).__name__}: expected 0 < scale < ∞, got {scale}")
         self.scale = scale
 
     @abstractmethod
@@ -77,8 +78,8 @@ class WeaklyConvex(Potential):
 
     def __init__(self, scale: float = 20.0, beta: float = 5.0) -> None:
         super().__init__(scale)
-        if beta <= 1:
-            raise ValueError(f"WeaklyConvex: expected beta > 1, got {beta}")
+        if not 1 < beta < math.inf:
+            raise ValueError(f"WeaklyConvex: expected 1 < beta < ∞, got {beta}")
         self.log_excess = nn.Parameter(torch.tensor(beta - 1).log())
 
     def forward(self, t: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class Spline(Potential):
 
     def __init__(self, scale: float = 50.0, n_knots: int = 20, reach: float = 5.0) -> None:
         super().__init__(scale)
-        if n_knots < 1 or reach <= 0:
+        if n_knots < 1 or not 0 < reach < math.inf:
             raise ValueError(f"Spline: expected n_knots >= 1 and reach > 0, got {n_knots} and {reach}")
         self.spacing = reach / n_knots
         knots = self.spacing * torch.arange(1, n_knots + 1)
@@ -228,7 +229,7 @@ class DeadZone(Potential):
 
     def __init__(self, scale: float = 1.0, threshold: float = 0.1) -> None:
         super().__init__(scale)
-        if threshold < 0:
+        if not threshold >= 0:
             raise ValueError(f"DeadZone: expected threshold >= 0, got {threshold}")
         self.threshold = threshold
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elder.linalg import from_channels, full_precision
-from elder.models.regularizers.base import Regularizer, real_channels
+from elder.models.regularizers.base import Regularizer, check_gain, real_channels
 from elder.models.regularizers.potentials import Potential, WeaklyConvex
 
 _CACHED = 1 << 19  # numbers that a core of a CPU works on without waiting for memory
@@ -131,7 +131,9 @@ def _convolve(u: Tensor, filters: Sequence[Tensor]) -> Tensor:
 def _largest_gain(kernels: Tensor) -> Tensor:
     size = 2 * kernels.shape[-1] - 1
     response = torch.fft.rfft2(kernels, s=(size, size))
-    return response.abs().square().sum(dim=(0, 1)).max().sqrt()
+    gain = response.abs().square().sum(dim=(0, 1)).max().sqrt()
+    check_gain("Ridge", gain)
+    return gain
 
 
 def _analyse(image: Tensor, spectrum: Tensor) -> Tensor:
