@@ -49,15 +49,24 @@ def test_bilevel_and_equilibrium_are_compared(tmp_path, monkeypatch):
     """A few steps already tell the models apart: one field is a gradient, the other no longer."""
     monkeypatch.setenv("RUN_DIR", str(tmp_path))
     monkeypatch.setenv("STEPS", "8")
+    monkeypatch.setenv("SEEDS", "1")
+    monkeypatch.setenv("RESULTS", str(NOTEBOOKS.parent / "docs" / "results"))
     found = runpy.run_path(str(NOTEBOOKS / "bilevel_vs_deq.py"))
     assert found["agreement"].keys() == {"Anderson", "plain iteration"} and max(found["agreement"].values()) < 1e-8
     measured = found["measured"]
-    assert measured["tied"]["asymmetry"] < 1e-5 < 1e-3 < measured["untied"]["asymmetry"]
-    assert found["rises"]["tied"] == 0
-    assert all(curve[0] != curve[-1] for curve in found["curves"].values())
+    assert measured["tied"][0]["asymmetry"] < 1e-5 < 1e-3 < measured["untied"][0]["asymmetry"]
+    assert found["rises"]["tied"] == [0]
+    assert all(curve[0] != curve[-1] for (curve,) in found["curves"].values())
     with Image.open(tmp_path / "bilevel_vs_deq.png") as picture:
         assert picture.size == (1320, 770)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+    problems = found["by_problem"]
+    assert len(problems) == 5 and all(lines.keys() == {"tied", "untied"} for lines in problems.values())
+    for line in (lines["tied"] for lines in problems.values()):
+        noisy = [psnr for noise, psnr in line.items() if noise != "0"]
+        assert len(noisy) == 4 and noisy == sorted(noisy, reverse=True)
+    with Image.open(tmp_path / "bilevel_by_noise.png") as picture:
+        assert picture.size == (1540, 374)
 
 
 def test_real_coils_are_reconstructed(tmp_path, monkeypatch, real_data):
