@@ -91,7 +91,7 @@ def test_a_failure_stays_alone_and_is_told(
     assert "started" not in again
     assert again.count("done before") == 3
     status = call("ablate", "status", study, *root)
-    assert re.search(r"backward=broken +0 +train +failed +1/20 +1 +divergence", status)
+    assert re.search(r"backward=broken +0 +train +failed +1 +divergence", status)
     assert re.search(r"^\w{8} backward=broken: error: ReconstructionModule: the str", status, re.MULTILINE)
     assert re.search(r"baseline +0 +train +done +20/20 +\d+\.\d\d +2", status)
     logs = call("ablate", "logs", study, *root, "--size", "3")

@@ -118,7 +118,7 @@ def test_physics_and_iterates_stay_in_full_precision(max_steps: int) -> None:
     ("solver", "rule", "dtype", "place"),
     [
         (LBFGS(tol=9e-4), Unrolled(), torch.bfloat16, "solver"),
-        (LBFGS(tol=1e-3), Implicit(tol=5e-4), torch.bfloat16, "backward"),
+        (LBFGS(tol=1e-3), Implicit(tol=5e-4), torch.bfloat16, "backward rule"),
         (LBFGS(tol=1e-4), Unrolled(), torch.float16, "solver"),
     ],
 )
