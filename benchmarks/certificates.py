@@ -92,7 +92,7 @@ def write(results: Mapping[str, Any]) -> None:
     rows = []
     for name, found in results["models"].items():
         curvature, error = found["curvature"], found["curvature_error"]
-        positive = sum(c > e for c, e in zip(curvature, error, strict=True))
+        positive = sum(c > e and solved == 1 for solved, c, e in zip(found["solved"], curvature, error, strict=True))
         cells = [f"`{name}`", f"{min(curvature):.2g}", f"{positive} of {len(curvature)}"]
         cells += [f"{statistics.mean(found['sensitivity']):.3g}", f"{max(found['sensitivity']):.3g}"]
         cells += [f"{max(found['amplification']):.3g}", f"{max(found['asymmetry']):.1g}"]

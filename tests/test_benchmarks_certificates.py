@@ -34,11 +34,12 @@ def test_every_reconstruction_that_ships_is_certified() -> None:
     assert "gray_wcrr" in names and "mri_wcrr" in names and "gray_wcrr_denoiser" not in names
 
 
-def test_the_table_counts_images_whose_curvature_exceeds_its_error(tmp_path, monkeypatch) -> None:
+def test_the_table_counts_images_that_are_solved_and_whose_curvature_exceeds_its_error(tmp_path, monkeypatch) -> None:
     document = tmp_path / "page.md"
     document.write_text("<!-- begin certificates -->\n<!-- end certificates -->")
     monkeypatch.setattr(certificates, "DOCUMENT", document)
-    found = {"curvature": [0.5, -0.25, 0.01], "curvature_error": [0.1, 0.1, 0.1], "sensitivity": [1.0, 2.0, 6.0]}
-    found |= {"amplification": [1.0, 1.5, 0.5], "asymmetry": [0.0, 0.1, 0.0], "residual": [1e-7, 1e-6, 1e-7]}
+    found = {"curvature": [0.5, -0.25, 0.01, 9], "curvature_error": [0.1] * 4, "sensitivity": [1.0, 2.0, 6.0, 3.0]}
+    found |= {"amplification": [1.0, 1.5, 0.5, 0.0], "asymmetry": [0.0, 0.1, 0.0, 0.0]}
+    found |= {"residual": [1e-7, 1e-6, 1e-7, 1e-3], "solved": [1.0, 1.0, 1.0, 0.0]}
     certificates.write({"machine": MACHINE, "models": {"a": found}})
-    assert "| `a` | -0.25 | 1 of 3 | 3 | 6 | 1.5 | 0.1 | 1e-06 |" in document.read_text()
+    assert "| `a` | -0.25 | 1 of 4 | 3 | 6 | 1.5 | 0.1 | 1e-03 |" in document.read_text()
