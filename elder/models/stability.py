@@ -15,6 +15,7 @@ from elder.models.objective import Objective
 from elder.models.reconstruction import Reconstruction
 from elder.models.regularizers.base import warn_of_jumps
 from elder.operators.acquisition import InverseProblem
+from elder.solvers.base import Solution
 from elder.solvers.krylov import GMRES, Symmetric
 from elder.solvers.lanczos import lanczos
 from elder.solvers.linear import LinearMap, LinearSolver
@@ -30,10 +31,11 @@ class Certificate(NamedTuple):
     With M = ∂F/∂x at x̂, the Hessian of f where there is one: local statements, at this x̂ and this y.
 
     Args:
-        curvature: Smallest eigenvalue of (M + Mᵀ)/2; positive: x̂ is a strict minimum, and the only fixed point near by.
+        curvature: Smallest eigenvalue of (M + Mᵀ)/2, from above. Where that is positive, x̂ is the only fixed point near
+            by, and of a functional a strict minimum.
         curvature_error: An eigenvalue lies within that of it, if not the smallest; 0 where it is found exactly.
-        lipschitz: Largest eigenvalue of (M + Mᵀ)/2.
-        sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most.
+        lipschitz: Largest eigenvalue of (M + Mᵀ)/2, from below.
+        sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most, from below.
         amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found.
         perturbation: ‖δ‖.
         asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient, as it should be of a functional.
@@ -102,6 +104,15 @@ class _Linearized:
         return solution.x
 
 
+def _warn_of_unsolved(what: str, solution: Solution, consequence: str) -> None:
+    if n := int((~solution.converged).sum()):
+        warnings.warn(
+            f"certify: {n} of {len(solution.converged)} {what} were not solved, with residuals up to "
+            f"{solution.residual.max():.2g}; {consequence}: give the solver more steps, or another tol",
+            stacklevel=3,
+        )
+
+
 def _default_linear_solver(objective: Objective, x: Tensor) -> LinearSolver:
     tol = 1e-6 if torch.finfo(x.dtype).eps < 1e-10 else 1e-4  # beyond, rounding may decide where M is ill-conditioned
     return (Symmetric if objective.symmetric else GMRES)(N_LINEAR, tol)
@@ -122,8 +133,8 @@ def certify(
     matrix, from below, by Lanczos, each step of which solves two systems. The worst perturbation of the given size
     starts along the singular vector that belongs to it and climbs: δ ← size·‖y‖ Jᵀd/‖Jᵀd‖ with d = x̂(y + δ) − x̂(y) and
     J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖², until no sample gains 1 % in either of two steps. The largest
-    amplification on the way counts, again from below. Warnings tell of reconstructions and linear systems that were
-    not solved, and of a ∂F/∂x that jumps, as with rectifiers and splines.
+    amplification on the way counts, again from below. Warnings tell of reconstructions, and of systems for ‖∂x̂/∂y‖,
+    that were not solved, and of a ∂F/∂x that jumps, as with rectifiers and splines.
 
     Args:
         reconstruction: As it stands; solve to a small tolerance, of which `residual` tells.
@@ -147,13 +158,7 @@ def certify(
     warn_of_jumps(reconstruction.prior, "certify", f"{away}, or choose what is smooth")
     with torch.no_grad():
         solution = reconstruction(problem)
-    if n_unsolved := int((~solution.converged).sum()):
-        warnings.warn(
-            f"certify: {n_unsolved} of {len(solution.converged)} reconstructions were not solved, with residuals up to "
-            f"{solution.residual.max():.2g}; what is certified holds at solutions alone: give the solver more steps, "
-            "or another tol",
-            stacklevel=2,
-        )
+    _warn_of_unsolved("reconstructions", solution, "what is certified holds at solutions alone")
     x = solution.x
     objective = reconstruction.objective(problem)
     local = _Linearized(objective, x, linear)
@@ -171,7 +176,9 @@ def certify(
     for step in range(n_ascent):
         changed = problem._replace(y=problem.y + delta)
         with torch.no_grad():
-            d = reconstruction(changed).x - x
+            moved = reconstruction(changed)
+        _warn_of_unsolved("reconstructions of perturbed data", moved, "the amplification may be another")
+        d = moved.x - x
         before, amplification = amplification, torch.maximum(amplification, norm(d) / norm(delta))
         stalled = 0 if (amplification > 1.01 * before).any() else stalled + 1
         if stalled == 2 or step + 1 == n_ascent:

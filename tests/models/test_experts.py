@@ -246,8 +246,12 @@ def test_nothing_is_learned_from_filters_that_have_vanished() -> None:
     with pytest.raises(FloatingPointError, match="all filters have become zero, and nothing is learned from here"):
         Reconstruction(R, Picard(20, 1e-3), strength=0.1).double()(seen)
     rule = Implicit(GMRES(100, 1e-8))
-    found = gradients(Reconstruction(untied, Picard(20, 1e-3), rule, strength=0.1).double(), -9)
-    assert found["prior.experts.filters"].any()
+    model = Reconstruction(untied, Picard(20, 1e-3), rule, strength=0.1).double()
+    assert gradients(model, -9)["prior.experts.filters"].any()
+    with torch.no_grad():
+        untied.synthesis.zero_()
+    with pytest.raises(FloatingPointError, match="all filters have become zero, and nothing is learned from here"):
+        model(seen)
 
 
 def test_dense_experts_take_images_of_one_size() -> None:

@@ -77,7 +77,8 @@ class FieldsOfExperts(Experts):
         normalized: Divide W by its norm on a grid of frequencies: ‖W‖ stays what it is at the beginning.
 
     Raises:
-        ValueError: If a count is below 1, kernel_size is even, or there are no so many filters of that kind.
+        ValueError: If a count is below 1, kernel_size is even, or there are no so many filters of that kind, or random
+            ones would see but one number.
     """
 
     gain: Tensor | None  # ‖W‖ at the beginning, where it is to stay so
@@ -150,7 +151,7 @@ class DenseExperts(Experts):
 
 
 class UntiedExperts(Prior):
-    """x ↦ Cᵀ(α ⊙ ψ′(Wx + b)), with filters C of their own: the gradient of no functional unless C = W.
+    """x ↦ Cᵀ(α ⊙ ψ′(Wx + b)), with filters C of their own: in general the gradient of no functional.
 
     What the fixed-point map of a variational model becomes when it is learned as an equilibrium model without the bond
     between analysis and synthesis (Riccio, Ehrhardt and Benning, 2022). It begins with C = W, as the gradient of
@@ -176,12 +177,12 @@ def check_learnable(prior: nn.Module) -> None:
     """Before a solve that is to be learned from.
 
     Raises:
-        FloatingPointError: If all filters of a field of experts are zero, and with them all gradients, for good.
+        FloatingPointError: If all filters of a field of experts are zero, and with them all gradients, for good. Those
+            of analysis still learn from those of synthesis, and the other way round.
     """
+    learning = {id(own.experts) for own in prior.modules() if isinstance(own, UntiedExperts) and own.synthesis.any()}
     for own in prior.modules():
-        if isinstance(own, UntiedExperts):
-            return  # whose analysis filters learn from those of synthesis, and the other way round
-        if isinstance(own, FieldsOfExperts) and not bool(own.filters.any()):
+        if isinstance(own, FieldsOfExperts) and id(own) not in learning and not own.filters.any():
             raise FloatingPointError(
                 "FieldsOfExperts: training diverged, all filters have become zero, and nothing is learned from here; "
                 "lower the learning rate or the weight decay, or begin from other filters"
