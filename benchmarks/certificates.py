@@ -87,7 +87,7 @@ def test_problem(data: Mapping[str, Any]) -> InverseProblem:
 
 def write(results: Mapping[str, Any]) -> None:
     """A table between the marks of docs/bilevel.md."""
-    columns = ["model", "smallest curvature", "positive", "‖∂x̂/∂y‖", "at most", f"worst of {PERTURBATION:.0%}"]
+    columns = ["model", "smallest curvature", "positive", "‖∂x̂/∂y‖", "largest", f"worst of {PERTURBATION:.0%}"]
     columns += ["asymmetry", "residual"]
     rows = []
     for name, found in results["models"].items():
