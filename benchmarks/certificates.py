@@ -1,6 +1,6 @@
 """`python -m benchmarks.certificates`: certificates of every reconstruction that ships, for a table in docs/bilevel.md.
 
-Three test images of each model's own problem, their central 64 × 64 pixels, solved in double precision to 1e-6.
+Three test images of each model's own problem, their central 64 × 64 pixels (63 × 63 for super-resolution by 3), solved in double precision to 1e-6.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def test_problem(data: Mapping[str, Any]) -> InverseProblem:
     """The first `IMAGES` test images, in double precision; of a module with fixed images those of validation."""
     arguments = data["init_args"]
     if "test" in arguments:
-        arguments = {**arguments, "val": arguments["test"], "eval_size": SIZE, "every_setting": False}
+        size = SIZE - SIZE % arguments.get("eval_multiple", 1)
+        arguments = {**arguments, "val": arguments["test"], "eval_size": size, "every_setting": False}
     problem = first_images({**data, "init_args": arguments}, IMAGES)
     sigma = None if problem.sigma is None else problem.sigma.double()
     return in_double_precision(problem)._replace(sigma=sigma)

@@ -22,6 +22,9 @@ def test_a_shipped_model_is_certified_on_test_images_of_its_problem(tmp_path, mo
     assert problem.x is not None and problem.x.shape == (3, 1, 16, 16) and problem.y.dtype == torch.float64
     assert 0.01 < float((problem.y - problem.x).std()) < 0.25  # its own noise
 
+    tripled = certificates.test_problem({**data, "init_args": {**data["init_args"], "eval_multiple": 3}})
+    assert tripled.x is not None and tripled.x.shape == (3, 1, 15, 15)
+
     monkeypatch.setattr(certificates, "config", lambda name: {"data": data})
     found = certificates.certificates("gray_crr_small")
     assert max(found["residual"]) <= certificates.TOLERANCE and max(found["asymmetry"]) < 1e-12
