@@ -1,7 +1,7 @@
 """`python -m benchmarks.certificates`: certificates of every reconstruction that ships, for a table in docs/bilevel.md.
 
-Three test images of each model's own problem, their central 64 × 64 pixels (63 × 63 for super-resolution by 3), solved in
-double precision to 1e-6.
+Three test images of each model's own problem, their central 64 × 64 pixels (63 × 63 for super-resolution by 3), solved
+in double precision to 1e-6.
 """
 
 from __future__ import annotations
