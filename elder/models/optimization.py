@@ -60,10 +60,12 @@ class StrengthBounds:
     """Ends a training whose λ runs to 0 or to infinity, where R has lost its say or the data have.
 
     Args:
+        owner: Whose training, for the message.
         first: λ at the beginning.
         factor: How many times larger or smaller it may become.
     """
 
+    owner: str
     first: float
     factor: float = 1e6
 
@@ -80,7 +82,7 @@ class StrengthBounds:
         """
         if not 1 / self.factor < strength / self.first < self.factor:
             raise FloatingPointError(
-                f"ReconstructionModule: the strength diverged, from {self.first:.3g} to {strength:.3g} by step {step}; "
-                "fix it (reconstruction.fixed: [strength]), or lower scalar_rate or the learning rate, and train anew; "
+                f"{self.owner}: the strength diverged, from {self.first:.3g} to {strength:.3g} by step {step}; fix it "
+                "(reconstruction.fixed: [strength]), or lower the learning rate, or scalar_rate, and train anew; "
                 + (f"kept from before: {', '.join(kept)}" if kept else "no checkpoint had been written before")
             )

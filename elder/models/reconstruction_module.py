@@ -78,7 +78,7 @@ class ReconstructionModule(LightningModule):
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
-        self._bounds = StrengthBounds(reconstruction.strength.item())
+        self._bounds = StrengthBounds(type(self).__name__, reconstruction.strength.item())
         self.loss = loss or nn.MSELoss()
         # What the prior was told, and the noise of measurements, in the training that it comes from; then in that here
         self._told, self._came, self._measured = NoiseRange(), NoiseRange(), NoiseRange()

@@ -36,7 +36,7 @@ class Certificate(NamedTuple):
         curvature_error: An eigenvalue lies within that of it, if not the smallest; 0 where it is found exactly.
         lipschitz: Largest eigenvalue of (M + Mᵀ)/2, from below.
         sensitivity: ‖∂x̂/∂y‖ = ‖M⁻¹ ∂F/∂y‖, how much small changes of the data are amplified at most, from below.
-        amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found.
+        amplification: ‖x̂(y + δ) − x̂(y)‖/‖δ‖ for the worst δ of the given size that was found; NaN where y = 0.
         perturbation: ‖δ‖.
         asymmetry: ‖(M − Mᵀ)v‖/‖(M + Mᵀ)v‖ for a random v: 0 where F is a gradient, as it should be of a functional.
         residual: Relative, of x̂, which the others presume to be small.
@@ -171,7 +171,14 @@ def certify(
             "with more steps",
             stacklevel=2,
         )
-    delta, amplification = size * per_sample(norm(problem.y), problem.y) * gram.vector, torch.zeros_like(norm(x))
+    scale = size * norm(problem.y)
+    if n := int((scale == 0).sum()):
+        warnings.warn(
+            f"certify: the data of {n} of {len(scale)} images are zero, so that no perturbation has a size relative to "
+            "them: their amplification is NaN",
+            stacklevel=2,
+        )
+    delta, amplification = per_sample(scale, problem.y) * gram.vector, torch.zeros_like(norm(x))
     stalled = 0
     for step in range(n_ascent):
         changed = problem._replace(y=problem.y + delta)

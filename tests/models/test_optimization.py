@@ -15,8 +15,10 @@ def test_a_rate_does_not_climb(rate: float) -> None:
 
 @pytest.mark.parametrize("strength", [1e-7, 1e7, float("nan"), float("inf"), 0.0])
 def test_a_strength_out_of_bounds_is_a_divergence(strength: float) -> None:
-    StrengthBounds(0.1).check(3.0, 5)
-    with pytest.raises(FloatingPointError, match=r"the strength diverged, from 1 to .* by step 5; fix it") as error:
-        StrengthBounds(1.0).check(strength, 5)
+    StrengthBounds("AdversarialModule", 0.1).check(3.0, 5)
+    with pytest.raises(
+        FloatingPointError, match=r"^AdversarialModule: the strength diverged, from 1 to .* by step 5; fix"
+    ) as error:
+        StrengthBounds("AdversarialModule", 1.0).check(strength, 5)
     assert "no checkpoint had been written before" in str(error.value)
     assert classify(1, f"error: {error.value}").kind == Kind.DIVERGENCE  # which is not tried again

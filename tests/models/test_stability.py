@@ -219,6 +219,17 @@ def test_linear_systems_that_were_not_solved_are_told_of(kind: str) -> None:
     assert 0 < found.linear_residual.max() <= 1e-6
 
 
+def test_data_that_are_zero_have_no_amplification_and_leave_others_theirs() -> None:
+    problem = inpainting()
+    blank = problem._replace(y=problem.y * torch.tensor([1.0, 0.0])[:, None, None, None])
+    with pytest.warns(UserWarning, match="certify: the data of 1 of 2 images are zero, .* their amplification is NaN"):
+        found = certify(model("ridge"), blank, n_lanczos=3)
+    for one, other in zip(found, certify(model("ridge"), problem, n_lanczos=3), strict=True):
+        torch.testing.assert_close(one[0], other[0], rtol=1e-2, atol=1e-5)
+    finite = {name for name, column in found._asdict().items() if column[1].isfinite()}
+    assert set(found._fields) - finite == {"amplification"} and found.perturbation[1] == 0
+
+
 @pytest.mark.parametrize("size", [0.0, -1.0, math.nan])
 def test_a_perturbation_has_a_size(size: float) -> None:
     with pytest.raises(ValueError, match="expected size > 0"):
