@@ -120,7 +120,7 @@ def test_one_seed_is_marked_and_never_bold(tmp_path: Path) -> None:
     comparison = collect(plan, tmp_path)
     assert "**" not in markdown(comparison)
     assert r"\textbf" not in latex(comparison)
-    assert "training spread is unknown" in markdown(comparison)
+    assert "training spread is unknown" in markdown(comparison) and "\n1 seed, 6 images" in markdown(comparison)
 
 
 def test_an_empty_study_has_tables(tmp_path: Path) -> None:

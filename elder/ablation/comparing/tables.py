@@ -133,9 +133,10 @@ def latex(comparison: Comparison) -> str:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What the numbers are, and what must be known about them."""
-    kinds = "mean ± s.d. over seeds" if len(comparison.seeds) > 1 else "mean"
+    n = len(comparison.seeds)
+    kinds = "mean ± s.d. over seeds" if n > 1 else "mean"
     explained = (
-        f"{len(comparison.seeds)} seeds, {count_images(comparison)}; {kinds} of the mean over images. "
+        f"{n} seed{'s' * (n != 1)}, {count_images(comparison)}; {kinds} of the mean over images. "
         "Δ: paired difference from the baseline with its 95 % bootstrap interval over images and seeds "
         "(images only where one seed is common); p: Holm-corrected over variants and metrics. "
         "Bold: better than the baseline, p < 0.05 and the interval clear of zero."
