@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, auto_cli
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from rich.console import Console
 
 from benchmarks.__main__ import RESULTS, machine
@@ -93,7 +94,7 @@ def first_images(data: Mapping[str, Any], number: int) -> InverseProblem:
     together = {**data, "init_args": {**data["init_args"], "eval_batch_size": number}}
     module: ImagingDataModule = parser.instantiate(parser.parse_object({"data": together})).data
     module.prepare_data()
-    return module.validation_problems(torch.device("cpu"))[0]
+    return module.validation_problems(SingleDeviceStrategy("cpu"))[0]
 
 
 def in_double_precision(problem: InverseProblem) -> InverseProblem:

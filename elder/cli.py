@@ -46,7 +46,7 @@ from elder.reporting.messages import first_cause
 from elder.reporting.metrics_log import MetricsLog
 from elder.trainer import Trainer
 from elder.training.averaging import AveragedWeights  # noqa: F401 that configurations may name it without a path
-from elder.training.checkpoints import BestCheckpoint, WholeCheckpoints, check_checkpoint
+from elder.training.checkpoints import BestCheckpoint, KeptCheckpoints, WholeCheckpoints, check_checkpoint
 from elder.training.cost import Cost
 from elder.training.preemption import Preemption
 from elder.training.signals import STOPPED, Stopped, stop
@@ -147,7 +147,7 @@ class ElderCLI(LightningCLI):
         # Written after every epoch, validated or not, better or not: a resumed run loses one at most.
         folder = _checkpoint_folder(self._run_dir)
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
-        callbacks += [Cost(), Preemption(folder)]
+        callbacks += [Cost(), KeptCheckpoints(), Preemption(folder)]
         kwargs["plugins"] = _plugins(configured["plugins"])
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
@@ -205,6 +205,9 @@ def main(args: list[str] | None = None) -> None:
         if rank_zero_only.rank == 0:
             sys.stderr.write(f"{stopped.advice}\n")
         raise SystemExit(0 if _watched() else STOPPED) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
     except Exception as error:
         if isinstance(error, ProcessExitedException) and error.exit_code == STOPPED:  # one that this one has forked
             raise SystemExit(STOPPED) from None

@@ -11,12 +11,11 @@ import torch
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities import move_data_to_device
 from rich.console import Console
 from rich.progress import track
 
 from elder.atomic import replace
-from elder.datamodules.base import Batch, ImagingDataModule
+from elder.datamodules.base import Batch, ImagingDataModule, moved
 from elder.models.reconstruction import SCALARS
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers import Regularizer
@@ -75,7 +74,7 @@ class Trainer(pytorch_lightning.Trainer):
                 f"tune: expected a parameter that is not fixed, found {', '.join(known)} fixed; name what is tuned "
                 f"nevertheless: --parameters '[{', '.join(known)}]'"
             )
-        problems = datamodule.validation_problems(self.strategy.root_device)
+        problems = datamodule.validation_problems(self.strategy)
         with self.precision_plugin.val_step_context():
             tuned = tune(
                 reconstruction,
@@ -159,8 +158,8 @@ class Trainer(pytorch_lightning.Trainer):
     ) -> dict[str, dict[str, float]]:
         """Certify reconstructions of the test images: curvature, sensitivity to the data, worst perturbation.
 
-        Writes certificates.csv, with a line for each image, and certificates.png; prints the lines. Solve to a small
-        tolerance: what is certified holds at a solution.
+        Writes certificates.csv, with a line for each image, batch by batch, and certificates.png; prints the lines.
+        Solve to a small tolerance: what is certified holds at a solution.
 
         Args:
             model: A `ReconstructionModule`.
@@ -181,6 +180,7 @@ class Trainer(pytorch_lightning.Trainer):
             raise ValueError(f"certify: expected images >= 1, or null for all of the test images, got {images}")
         module, _ = self._prepared("certify", model, datamodule, ckpt_path, weights_only)
         found: dict[str, dict[str, float]] = {}
+        folder, console = Path(self.default_root_dir), Console()
         with self.precision_plugin.test_step_context():
             for batch in self._test_batches(datamodule, images, "certifying"):
                 module.check_noise(batch.problem)
@@ -188,10 +188,10 @@ class Trainer(pytorch_lightning.Trainer):
                 numbers = certify(module.reconstruction, batch.problem, *options)
                 for i, name in enumerate(batch.names):
                     found[name] = {field: float(column[i]) for field, column in numbers._asdict().items()}
+                if self.is_global_zero:  # as long as it takes: what there is when it is interrupted
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_certificates(folder / "certificates.csv", found)
         if self.is_global_zero:
-            folder, console = Path(self.default_root_dir), Console()
-            folder.mkdir(parents=True, exist_ok=True)
-            write_certificates(folder / "certificates.csv", found)
             draw_certificates(folder / "certificates.png", found)
             print_certificates(found, console)
             console.print(
@@ -212,6 +212,7 @@ class Trainer(pytorch_lightning.Trainer):
             raise ValueError(
                 f"{command}: expected a ReconstructionModule, got {type(model).__name__}, which solves no equation"
             )
+        self.precision_plugin.convert_module(model)  # in place
         path = None
         if ckpt_path is not None:
             path = Path(ckpt_path)
@@ -232,7 +233,7 @@ class Trainer(pytorch_lightning.Trainer):
         for _, item in zip(
             track(range(n_batches), doing, disable=self.progress_bar_callback is None), loader, strict=False
         ):
-            batch = data.on_after_batch_transfer(move_data_to_device(item, self.strategy.root_device), 0)
+            batch = data.on_after_batch_transfer(moved(item, self.strategy), 0)
             yield batch if len(batch.names) <= left else _first(batch, left)
             left -= len(batch.names)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+import elder.trainer
+from elder.models.stability import Certificate, certify
 from elder.models.weights import read_prior, read_scalars
 from elder.reporting.metrics_log import read_metrics
 from elder.reporting.tables import read_results
@@ -173,6 +177,48 @@ def test_certificates_of_the_test_images(finished: Path, tmp_path: Path, capsys:
     assert "solved: 1 of 1; of these" in printed and "sees: 1\n" in printed and "worst" in printed
     with Image.open(tmp_path / "certificates.png") as picture:
         assert picture.size[0] == 1500
+
+
+@pytest.mark.parametrize("command", ["trace", "certify", "tune"])
+def test_double_precision_is_that_of_the_trainer(command: str, finished: Path, tmp_path: Path) -> None:
+    best = finished.parent / "run" / "checkpoints" / "best.ckpt"
+    options = f"--ckpt_path={best}", f"--run_dir={tmp_path}", QUIET, "--trainer.precision=64-true"
+    if command == "tune":
+        run(command, finished, *options, "--max_evaluations=2")
+        double = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["model"]["init_args"]["reconstruction"]
+        assert any(float(torch.tensor(number)) != number for number in double.values())  # no number of float32
+        return
+    tight = "--model.reconstruction.solver.tol=1e-9", "--model.reconstruction.solver.max_steps=10000", "--images=1"
+    run(command, finished, *options, *tight)
+    if command == "trace":
+        assert float(rows(tmp_path / "trace.csv")[-1]["residual"]) <= 1e-9
+    else:
+        (line,) = rows(tmp_path / "certificates.csv")
+        assert float(line["residual"]) <= 1e-9 and float(line["asymmetry"]) < 1e-13
+
+
+def test_what_was_certified_is_kept_when_it_is_interrupted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def interrupted(*arguments: Any) -> Certificate:
+        if calls:
+            signal.raise_signal(signal.SIGINT)
+        calls.append(arguments)
+        return certify(*arguments)
+
+    monkeypatch.setattr(elder.trainer, "certify", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    tight = "--model.reconstruction.solver.tol=1e-5"
+    quick = tight, "--data.eval_batch_size=1", "--n_lanczos=2", "--n_sensitivity=1", "--n_ascent=1"
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run("certify", finished, f"--run_dir={tmp_path}", QUIET, *quick)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130 and capsys.readouterr().err.endswith("interrupted\n")
+    assert len(rows(tmp_path / "certificates.csv")) == 1
 
 
 def test_what_cannot_be_tuned_is_said(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

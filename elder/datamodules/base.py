@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -64,6 +65,11 @@ def collate(items: Sequence[Item]) -> Item:
     names = [i.name for i in items]
     scenes = Scene(*(_stack(names, list(column)) for column in zip(*(i.scene for i in items), strict=True)))
     return Item(scenes, [i.key for i in items], names)  # type: ignore[arg-type]
+
+
+def moved(item: Item, strategy: Strategy) -> Item:
+    """On the device, and in the precision, of the model."""
+    return move_data_to_device(strategy.precision_plugin.convert_input(item), strategy.root_device)
 
 
 def _stack(names: list[str], values: list[Any]) -> Any:
@@ -198,12 +204,12 @@ class ImagingDataModule(LightningDataModule):
         generators = [generator(seed, key) for seed, key in zip(seeds, batch.key, strict=True)]  # type: ignore[union-attr]
         return Batch(self.acquisition(batch.scene, generators), batch.key, batch.name)  # type: ignore[arg-type]
 
-    def validation_problems(self, device: torch.device) -> list[InverseProblem]:
+    def validation_problems(self, strategy: Strategy) -> list[InverseProblem]:
         """All validation problems, in batches, the same in every process: what parameters are tuned on."""
         self.setup("validate")
         keys = [Key(VALIDATION, i) for i in range(len(self.val_data))]  # type: ignore[arg-type]
         batches = [keys[i : i + self.eval_batch_size] for i in range(0, len(keys), self.eval_batch_size)]
-        items = [move_data_to_device(collate([self.val_data[key] for key in batch]), device) for batch in batches]
+        items = (moved(collate([self.val_data[key] for key in batch]), strategy) for batch in batches)
         return [self.on_after_batch_transfer(item, 0).problem for item in items]
 
     def _loader(self, data: Dataset, batch_size: int, fixed: int | None = None) -> DataLoader:

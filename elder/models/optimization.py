@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
@@ -49,12 +47,6 @@ def configured(
     return made if scheduler is None else ([made], [{"scheduler": scheduler(made), "interval": interval}])
 
 
-def kept_checkpoints(trainer: Trainer) -> list[str]:
-    """Paths of those that this training has written, or goes on from."""
-    saves = [save for save in trainer.checkpoint_callbacks if isinstance(save, ModelCheckpoint)]
-    return [path for save in saves for path in (save.best_model_path, save.last_model_path) if path]
-
-
 @dataclass(frozen=True)
 class StrengthBounds:
     """Ends a training whose λ runs to 0 or to infinity, where R has lost its say or the data have.
@@ -69,13 +61,12 @@ class StrengthBounds:
     first: float
     factor: float = 1e6
 
-    def check(self, strength: float, step: int, kept: Sequence[str] = ()) -> None:
+    def check(self, strength: float, step: int) -> None:
         """After a step.
 
         Args:
             strength: λ.
             step: How many steps there have been.
-            kept: Checkpoints of before.
 
         Raises:
             FloatingPointError: If λ is out of bounds, or not finite.
@@ -83,6 +74,5 @@ class StrengthBounds:
         if not 1 / self.factor < strength / self.first < self.factor:
             raise FloatingPointError(
                 f"{self.owner}: the strength diverged, from {self.first:.3g} to {strength:.3g} by step {step}; fix it "
-                "(reconstruction.fixed: [strength]), or lower the learning rate, or scalar_rate, and train anew; "
-                + (f"kept from before: {', '.join(kept)}" if kept else "no checkpoint had been written before")
+                "(reconstruction.fixed: [strength]), or lower the learning rate, or scalar_rate, and train anew"
             )

@@ -19,6 +19,7 @@ from elder.models.optimization import Interval
 from elder.models.reconstruction import Reconstruction
 from elder.models.reconstruction_module import ReconstructionModule
 from elder.models.regularizers.base import Regularizer
+from elder.models.regularizers.experts import check_learnable
 from elder.models.scores import ground_truth
 from elder.operators.acquisition import InverseProblem
 
@@ -70,6 +71,9 @@ class PriorModule(ReconstructionModule, ABC):
             self._free = [p for p in self.reconstruction.parameters(recurse=False) if p.requires_grad]
             for number in self._free:
                 number.requires_grad_(False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        check_learnable(self.reconstruction.prior)
 
     def on_fit_end(self) -> None:
         for number in self._free:

@@ -17,12 +17,12 @@ from elder.datamodules.base import Batch, ImagingDataModule, Key, generator, vol
 from elder.linalg import to_channels
 from elder.metrics import LEARNED, ImageMean, VolumeMetrics, displayed, psnr, ssim_uniform
 from elder.models.noise_range import NoiseRange
-from elder.models.optimization import Interval, StrengthBounds, configured, kept_checkpoints
+from elder.models.optimization import Interval, StrengthBounds, configured
 from elder.models.penalties import JacobianPenalty
 from elder.models.reconstruction import Reconstruction, Tolerances, initial_solution
 from elder.models.scores import ground_truth, scores, timed
 from elder.models.shortfalls import Shortfalls
-from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error
+from elder.models.tolerance import AdaptiveTolerance, batch_error, hypergradient_error, warn_of_other_losses
 from elder.models.tracing import Increases
 from elder.models.tuning import tune
 from elder.models.warm_start import WarmStart
@@ -101,9 +101,9 @@ class ReconstructionModule(LightningModule):
             found = f"{training_tol} and {tolerance}"
             raise ValueError(f"ReconstructionModule: expected training_tol > 0 and tolerance: null, got {found}")
         if tolerance is not None:
+            warn_of_other_losses(self.loss)
             # part of the state of training: a resumed run goes on with it
-            begin = tolerance.first(reconstruction)
-            self.register_buffer("tolerances", torch.tensor(begin, dtype=torch.float64))
+            self.register_buffer("tolerances", torch.tensor(tolerance.first(reconstruction), dtype=torch.float64))
         #: In training, over the samples of this process: evaluations of ∇R, and products of the adjoint solves.
         self.n_gradients = 0
         self._last: tuple[Solution, Tensor] | None = None
@@ -167,7 +167,7 @@ class ReconstructionModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """And see where it has led λ, before anything is validated or kept with it."""
         super().optimizer_step(*args, **kwargs)
-        self._bounds.check(self.reconstruction.strength.item(), self.global_step + 1, kept_checkpoints(self.trainer))
+        self._bounds.check(self.reconstruction.strength.item(), self.global_step + 1)
 
     def _seed(self, batch_idx: int) -> int:
         """Of what a step draws: the same in a resumed run, and another one in every process."""
@@ -249,8 +249,8 @@ class ReconstructionModule(LightningModule):
         for name, baseline in self.baselines.items():
             if not isinstance(data, ImagingDataModule):
                 raise ValueError(f"ReconstructionModule: tuning {name} needs a data module, got {type(data).__name__}")
-            baseline.to(self.device)
-            problems = data.validation_problems(self.device)
+            self.trainer.precision_plugin.convert_module(baseline.to(self.device))
+            problems = data.validation_problems(self.trainer.strategy)
             found = tune(baseline, problems, report=lambda line, name=name: rank_zero_info(f"{name}: {line}"))
             self.tuned[name] = {**found.values, "validation_psnr": found.psnr}
 

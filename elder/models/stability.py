@@ -13,7 +13,7 @@ from torch import Tensor
 from elder.linalg import norm, per_sample
 from elder.models.objective import Objective
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers.base import warn_of_jumps
+from elder.models.regularizers.base import Regularizer, warn_of_jumps
 from elder.operators.acquisition import InverseProblem
 from elder.solvers.base import Solution
 from elder.solvers.krylov import GMRES, Symmetric
@@ -23,6 +23,7 @@ from elder.solvers.linear import LinearMap, LinearSolver
 __all__ = ["Certificate", "certify"]
 
 N_LINEAR = 2000  # products of a linear solve, at most
+ACCURACY = 0.05  # of the amplification, beyond which a warning tells
 
 
 class Certificate(NamedTuple):
@@ -87,15 +88,21 @@ class _Linearized:
         """(M + Mᵀ)u/2."""
         return self.transposed(u) if self.symmetric else (self.product(u) + self.transposed(u)) / 2
 
+    def distance(self) -> Tensor:
+        """‖M⁻¹F(x)‖, (B,): how far x is from the solution, to first order."""
+        return norm(self._inverse(self._F.detach()))
+
     def solution_change(self, v: Tensor) -> Tensor:
         """(∂x̂/∂y) v = −M⁻¹Nv."""
-        right = torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0]
-        return -self._solve(self.transposed if self.symmetric else self.product, right)
+        return -self._inverse(torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0])
 
     def pulled_back(self, u: Tensor) -> Tensor:
         """(∂x̂/∂y)ᵀ u = −NᵀM⁻ᵀu."""
         w = self._solve(self.transposed, u)
         return -torch.autograd.grad(self._F, self._y, w, retain_graph=True)[0]
+
+    def _inverse(self, b: Tensor) -> Tensor:
+        return self._solve(self.transposed if self.symmetric else self.product, b)
 
     def _solve(self, matrix: LinearMap, b: Tensor) -> Tensor:
         solution = self.linear(matrix, b)
@@ -134,7 +141,8 @@ def certify(
     starts along the singular vector that belongs to it and climbs: δ ← size·‖y‖ Jᵀd/‖Jᵀd‖ with d = x̂(y + δ) − x̂(y) and
     J = ∂x̂/∂y at y + δ, the linearised ascent of ½‖d‖², until no sample gains 1 % in either of two steps. The largest
     amplification on the way counts, again from below. Warnings tell of reconstructions, and of systems for ‖∂x̂/∂y‖,
-    that were not solved, and of a ∂F/∂x that jumps, as with rectifiers and splines.
+    that were not solved, of solutions that are not much closer to the exact ones than the perturbation moves them, by
+    the Newton step ‖M⁻¹F(x̂)‖, and of a ∂F/∂x that jumps, as with rectifiers and splines.
 
     Args:
         reconstruction: As it stands; solve to a small tolerance, of which `residual` tells.
@@ -146,13 +154,19 @@ def certify(
         linear: Solver of the linear systems; None: Symmetric, or of a field GMRES, to 1e-6, in single precision 1e-4.
 
     Raises:
-        ValueError: If size is not positive, or a number of steps is below 1.
+        ValueError: If size is not positive, a number of steps is below 1, or `linear` needs a symmetric matrix and the
+            prior is a field.
         FloatingPointError: If a solution is not finite.
     """
     if not size > 0 or min(n_lanczos, n_sensitivity, n_ascent) < 1:
         raise ValueError(
             f"certify: expected size > 0 and at least one step of each kind, got {size}, {n_lanczos=}, "
             f"{n_sensitivity=}, {n_ascent=}"
+        )
+    if linear is not None and linear.needs_symmetry and not isinstance(reconstruction.prior, Regularizer):
+        raise ValueError(
+            f"certify: expected a linear solver for a matrix that is not symmetric, GMRES, since the prior is a field, "
+            f"got {type(linear).__name__}"
         )
     away = "curvature and sensitivity may be others an arbitrarily small change away; trust the amplification"
     warn_of_jumps(reconstruction.prior, "certify", f"{away}, or choose what is smooth")
@@ -163,6 +177,7 @@ def certify(
     objective = reconstruction.objective(problem)
     local = _Linearized(objective, x, linear)
     spectrum = lanczos(local.symmetrized, x, n_lanczos)
+    distance = local.distance()
     gram = lanczos(lambda v: local.pulled_back(local.solution_change(v)), problem.y, n_sensitivity)
     if local.n_short:
         warnings.warn(
@@ -192,6 +207,14 @@ def certify(
             break
         pulled = _Linearized(reconstruction.objective(changed), x + d, linear).pulled_back(d)
         delta = per_sample(norm(delta) / norm(pulled).clamp_min(1e-30), pulled) * pulled
+    blur = 2 * distance / (amplification * scale)  # of two solutions, relative to what is between them
+    if n := int((blur > ACCURACY).sum()):
+        warnings.warn(
+            f"certify: the solutions of {n} of {len(x)} images are known to {blur[blur > ACCURACY].max():.1g} of what "
+            "the perturbation changes, and the amplification no better; give the solver a smaller tol, or choose a "
+            "larger size",
+            stacklevel=2,
+        )
     probe = torch.randn(x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(1)).to(x.device)
     v = probe.expand_as(x).contiguous()
     Mv, Mtv = local.product(v), local.transposed(v)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elder.linalg import norm, to_channels
 from elder.models.reconstruction import Reconstruction, Tolerances
@@ -50,6 +51,16 @@ def hypergradient_error(solution: Solution, report: AdjointReport, truth: Tensor
     distance = solution.residual * solution.scale / adjoint.curvature
     distance = distance / norm(to_channels(solution.x.detach() - truth))
     return HypergradientError(gain * distance, adjoint_error(report))
+
+
+def warn_of_other_losses(loss: nn.Module) -> None:
+    """`hypergradient_error` is of the squared error."""
+    if not isinstance(loss, nn.MSELoss):
+        warnings.warn(
+            f"tolerance: expected the squared error as loss, MSELoss, got {type(loss).__name__}, of whose "
+            "hypergradient the estimated error is another; use training_tol, or choose the target by trial",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def write_certificates(path: str | os.PathLike[str], found: Certificates) -> Non
 
 
 def print_certificates(found: Certificates, console: Console | None = None) -> None:
-    """Print a line for each image, 80 columns wide at most where names are short, and how many seem strict minima."""
+    """Print a line for each image, 80 columns wide where names are short, and how many are positively curved."""
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("image", overflow="fold", min_width=12)
@@ -55,8 +55,8 @@ def print_certificates(found: Certificates, console: Console | None = None) -> N
     solved = [numbers for numbers in found.values() if numbers["solved"]]
     positive = sum(numbers["curvature"] > numbers["curvature_error"] for numbers in solved)
     console.print(
-        f"solved: {len(solved)} of {len(found)}; of these, with a curvature above its Ritz residual, a strict minimum "
-        f"as far as Lanczos sees: {positive}",
+        f"solved: {len(solved)} of {len(found)}; of these, with a curvature above its Ritz residual, the only fixed "
+        f"point near by, of a functional a strict minimum, as far as Lanczos sees: {positive}",
         soft_wrap=True,
     )
 
@@ -84,8 +84,9 @@ def draw_certificates(path: str | os.PathLike[str], found: Certificates, width: 
     gain.legend(frameon=False)
     curvature.errorbar(places, column("curvature"), column("curvature_error"), fmt="o", color="#009e73", capsize=3)
     curvature.axhline(0, color="0.5", linewidth=0.8)
-    curvature.set_title("smallest eigenvalue of the Hessian at x̂", fontsize=11)
+    curvature.set_title("smallest eigenvalue of (M + Mᵀ)/2 at x̂", fontsize=11)
     for axes in (gain, curvature):
         axes.set_xlabel("image")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=dpi)

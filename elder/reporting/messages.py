@@ -56,8 +56,8 @@ def configuration_mistake(message: str, known: Sequence[str] = ()) -> str:
 
 
 def first_cause(error: BaseException) -> str:
-    """The message of an exception alone, also of one that a loader process or the parser wrapped in its own."""
-    text = str(error).strip()
+    """The message of an exception with its notes, also of one that a loader or the parser wrapped in another."""
+    text = "\n".join([str(error).strip(), *getattr(error, "__notes__", [])])
     if "Traceback (most recent call last)" in text:
         text = re.split(r"\n[\w.]*(?:Error|Exception): ", text)[-1]
     return configuration_mistake(text) if text.startswith("Does not validate") else text

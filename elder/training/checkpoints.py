@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-__all__ = ["BestCheckpoint", "WholeCheckpoints", "check_checkpoint"]
+__all__ = ["BestCheckpoint", "KeptCheckpoints", "WholeCheckpoints", "check_checkpoint"]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -31,6 +32,18 @@ class BestCheckpoint(ModelCheckpoint):
                 "best_k_models": {str(best): score},
             }
         super().load_state_dict(state_dict)
+
+
+class KeptCheckpoints(Callback):
+    """Names the checkpoints of before in the error of a training that diverged."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, FloatingPointError) or not trainer.training:
+            return
+        saves = [save for save in trainer.checkpoint_callbacks if isinstance(save, ModelCheckpoint)]
+        kept = dict.fromkeys(path for save in saves for path in (save.best_model_path, save.last_model_path) if path)
+        found = f"checkpoints from before: {', '.join(kept)}" if kept else "no checkpoint had been written before"
+        exception.add_note(found)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

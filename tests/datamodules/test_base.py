@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -195,7 +196,7 @@ def test_a_validation_problem_is_the_same_to_the_last_bit(
 
 def test_tuning_sees_the_problems_that_validation_sees() -> None:
     data = RampData(CartesianMRI(RandomMask([0.25], [2]), Gaussian(0.1)), 1, 2, 0, seed=3)
-    found = data.validation_problems(torch.device("cpu"))
+    found = data.validation_problems(SingleDeviceStrategy("cpu"))
     assert [len(problem.y) for problem in found] == [2, 2, 1]
     expected = torch.stack([y for _, y, _ in problems(data, 0, 1, 1)])
     assert torch.equal(torch.cat([problem.y for problem in found]), expected)

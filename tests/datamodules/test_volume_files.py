@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from elder.datamodules import ComplexStack, Images, Nifti
 from elder.operators import DiffractionTomography, Gaussian
@@ -86,7 +87,7 @@ def test_complex_images_are_measured_as_they_are(tmp_path: Path) -> None:
     assert source.names == ["objects.npz/0", "objects.npz/1"] and source.sizes == [(4, 4)] * 2
     assert torch.equal(source.read(1, color=False), torch.from_numpy(objects[1]))
     data = Images(DiffractionTomography(noise=Gaussian(0.0)), source, source, source, patch_size=4, batch_size=1)
-    (problem, *_) = data.validation_problems(torch.device("cpu"))
+    (problem, *_) = data.validation_problems(SingleDeviceStrategy("cpu"))
     assert problem.x is not None and torch.equal(problem.x[0], torch.from_numpy(objects[0]))
 
 

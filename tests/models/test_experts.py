@@ -27,7 +27,7 @@ from elder.models.regularizers import (
     UntiedExperts,
     WeaklyConvex,
 )
-from elder.models.regularizers.experts import Experts, largest_gain
+from elder.models.regularizers.experts import Experts, check_learnable, largest_gain
 from elder.operators import InverseProblem, Mask
 from elder.solvers import GMRES, Anderson, GradientDescent, Implicit, Picard, Symmetric, Unrolled
 from tests.solvers.problems import draw
@@ -243,15 +243,28 @@ def test_nothing_is_learned_from_filters_that_have_vanished() -> None:
         R.filters.zero_()
         untied.experts.filters.zero_()
         assert Reconstruction(R, Picard(20, 1e-3), strength=0.1).double()(seen).converged.all()
-    with pytest.raises(FloatingPointError, match="all filters have become zero, and nothing is learned from here"):
+    with pytest.raises(FloatingPointError, match=r"all filters are zero, .* and nothing is learned"):
         Reconstruction(R, Picard(20, 1e-3), strength=0.1).double()(seen)
     rule = Implicit(GMRES(100, 1e-8))
     model = Reconstruction(untied, Picard(20, 1e-3), rule, strength=0.1).double()
     assert gradients(model, -9)["prior.experts.filters"].any()
     with torch.no_grad():
         untied.synthesis.zero_()
-    with pytest.raises(FloatingPointError, match="all filters have become zero, and nothing is learned from here"):
+    with pytest.raises(FloatingPointError, match=r"all filters are zero, .* and nothing is learned"):
         model(seen)
+
+
+def test_offsets_teach_filters_of_dense_experts_that_have_vanished() -> None:
+    R = DenseExperts((4, 5), 1, 6, LogCosh())
+    with torch.no_grad():
+        R.filters.zero_()
+    with pytest.raises(FloatingPointError, match="DenseExperts: all filters are zero, as where training diverged"):
+        check_learnable(R)
+    assert not torch.autograd.grad(R.grad(torch.rand(1, 1, 4, 5)).sum(), R.filters)[0].any()
+    with torch.no_grad():
+        R.bias[2] = 0.1
+    check_learnable(R)
+    assert torch.autograd.grad(R.grad(torch.rand(1, 1, 4, 5)).sum(), R.filters)[0].any()
 
 
 def test_dense_experts_take_images_of_one_size() -> None:

@@ -20,5 +20,4 @@ def test_a_strength_out_of_bounds_is_a_divergence(strength: float) -> None:
         FloatingPointError, match=r"^AdversarialModule: the strength diverged, from 1 to .* by step 5; fix"
     ) as error:
         StrengthBounds("AdversarialModule", 1.0).check(strength, 5)
-    assert "no checkpoint had been written before" in str(error.value)
     assert classify(1, f"error: {error.value}").kind == Kind.DIVERGENCE  # which is not tried again

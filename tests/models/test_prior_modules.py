@@ -14,12 +14,13 @@ from elder.datamodules.base import Batch, Key, generator
 from elder.models.networks import DnCNN
 from elder.models.prior_modules import AdversarialModule, PriorModule, ScoreMatchingModule, criticism, unregularized
 from elder.models.reconstruction import Reconstruction
-from elder.models.regularizers import ImplicitResidual, Regularizer, Ridge, Scaled, TotalVariation
+from elder.models.regularizers import FieldsOfExperts, ImplicitResidual, Regularizer, Ridge, Scaled, TotalVariation
+from elder.models.weights import write_prior
 from elder.operators import Deblurring, Gaussian, Identity, InverseProblem, Scene, UniformKernel
 from elder.reporting.metrics_log import read_metrics
 from elder.reporting.tables import read_results
 from elder.solvers import Anderson
-from tests.runs import run, write_config
+from tests.runs import refuse, run, write_config
 from tests.solvers.problems import draw
 
 
@@ -206,6 +207,23 @@ def test_numbers_are_free_again_after_a_fit() -> None:
     assert module.reconstruction.log_strength.requires_grad and not module.reconstruction.log_sigma.requires_grad  # type: ignore[union-attr]
     with pytest.raises(TypeError, match="abstract"):
         PriorModule(Reconstruction(Ridge()))  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("module", [AdversarialModule, ScoreMatchingModule])
+def test_nothing_is_learned_from_filters_that_are_zero(
+    module: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    R = FieldsOfExperts(2, 4, 3)
+    with torch.no_grad():
+        R.filters.zero_()
+    write_prior(tmp_path / "zero.safetensors", R, {})
+    path = config(tmp_path, module, 1, pretrained=str(tmp_path / "zero.safetensors"))
+    tree = yaml.safe_load(path.read_text())
+    experts = {"class_path": "FieldsOfExperts", "init_args": {"channels": 2, "n_filters": 4, "kernel_size": 3}}
+    tree["model"]["init_args"]["reconstruction"]["prior"] = experts
+    path.write_text(yaml.safe_dump(tree))
+    told = refuse(capsys, "fit", "--config", str(path))
+    assert "FieldsOfExperts: all filters are zero" in told and "no checkpoint had been written before" in told
 
 
 # Score matching

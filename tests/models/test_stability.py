@@ -24,7 +24,7 @@ from elder.models.regularizers import (
     Ridge,
     Spline,
 )
-from elder.models.stability import certify
+from elder.models.stability import _Linearized, certify
 from elder.operators import Identity, InverseProblem, Mask, multi_coil
 from elder.solvers import GMRES, LBFGS, Anderson, Implicit, Symmetric
 from tests.solvers.problems import draw
@@ -200,17 +200,40 @@ def test_solutions_that_are_none_are_told_of() -> None:
     early = Reconstruction(Ridge(1, [2, 4], 3), LBFGS(2, 1e-12), strength=0.3).double()
     with pytest.warns(UserWarning) as told:
         found = certify(early, inpainting(), n_lanczos=3, n_sensitivity=1, n_ascent=1)
-    first, second = (str(warning.message) for warning in told)
+    first, second, third = (str(warning.message) for warning in told)
     assert first.startswith("certify: 2 of 2 reconstructions were not solved, with residuals up to")
     assert second.startswith("certify: 2 of 2 reconstructions of perturbed data were not solved")
+    assert third.startswith("certify: the solutions of 2 of 2 images are known to")
     assert not found.solved.any() and found.residual.min() > 1e-6
     assert certify(model("ridge"), inpainting(), n_lanczos=3, n_sensitivity=1, n_ascent=1).solved.all()
+
+
+def test_how_well_solutions_are_known_is_compared_with_what_the_perturbation_changes() -> None:
+    """Looser by 1e3, and the smaller perturbation is no longer seen: an amplification above ‖∂x̂/∂y‖ of rounding."""
+    close, loose = model("ridge"), model("ridge")
+    loose.solver = LBFGS(2000, 1e-4)
+    exact = certify(close, inpainting(), 1e-6, n_lanczos=3)
+    found = loose(inpainting())
+    away = norm(found.x - close(inpainting()).x)
+    known = _Linearized(loose.objective(inpainting()), found.x.detach(), None).distance()
+    torch.testing.assert_close(known, away, rtol=1e-2, atol=0)
+    with pytest.warns(UserWarning, match=r"certify: the solutions of 2 of 2 images are known to .* choose a larger"):
+        noisy = certify(loose, inpainting(), 1e-6, n_lanczos=3)
+    assert (noisy.amplification > 1.1 * exact.amplification).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certify(loose, inpainting(), 0.1, n_lanczos=3)
+
+
+def test_a_field_takes_no_solver_of_symmetric_systems() -> None:
+    with pytest.raises(ValueError, match="certify: expected a linear solver for a matrix that is not symmetric, GMRES"):
+        certify(model("field"), inpainting(), linear=Symmetric())
 
 
 @pytest.mark.parametrize("kind", ["ridge", "field"])
 def test_linear_systems_that_were_not_solved_are_told_of(kind: str) -> None:
     few = (GMRES if kind == "field" else Symmetric)(4, 1e-10)
-    with pytest.warns(UserWarning, match="certify: 4 of 4 linear systems were not solved, with residuals up to"):
+    with pytest.warns(UserWarning, match="certify: 6 of 6 linear systems were not solved, with residuals up to"):
         found = certify(model(kind), inpainting(), n_lanczos=3, n_sensitivity=1, n_ascent=1, linear=few)
     assert found.linear_residual.min() > 1e-6
     with warnings.catch_warnings():
@@ -236,6 +259,7 @@ def test_a_perturbation_has_a_size(size: float) -> None:
         certify(model("ridge"), inpainting(), size)
 
 
+@pytest.mark.filterwarnings("ignore:certify. the solutions of")
 @pytest.mark.parametrize(
     ("make", "name"),
     [

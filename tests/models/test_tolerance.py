@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from elder.linalg import norm
 from elder.models.networks import DnCNN
@@ -98,6 +99,13 @@ def test_rules_without_a_curvature_are_refused_in_words():
         reconstruction = Reconstruction(Quadratic(), LBFGS(), rule)
         with pytest.raises(ValueError, match=f"expected the backward rule Implicit.*{type(rule).__name__}"):
             ReconstructionModule(reconstruction, tolerance=AdaptiveTolerance())
+
+
+def test_another_loss_than_that_of_the_estimate_is_warned_of():
+    with pytest.warns(UserWarning, match="tolerance: expected the squared error as loss, MSELoss, got L1Loss"):
+        ReconstructionModule(Reconstruction(Quadratic()), loss=nn.L1Loss(), tolerance=AdaptiveTolerance())
+    ReconstructionModule(Reconstruction(Quadratic()), loss=nn.MSELoss(), tolerance=AdaptiveTolerance())
+    ReconstructionModule(Reconstruction(Quadratic()), loss=nn.L1Loss())
 
 
 def test_error_before_the_backward_pass_is_refused_in_words():

@@ -177,15 +177,17 @@ def check_learnable(prior: nn.Module) -> None:
     """Before a solve that is to be learned from.
 
     Raises:
-        FloatingPointError: If all filters of a field of experts are zero, and with them all gradients, for good. Those
-            of analysis still learn from those of synthesis, and the other way round.
+        FloatingPointError: If all filters of experts are zero, and offsets too, and with them all gradients, for good.
+            Those of analysis still learn from those of synthesis, and the other way round.
     """
     learning = {id(own.experts) for own in prior.modules() if isinstance(own, UntiedExperts) and own.synthesis.any()}
     for own in prior.modules():
-        if isinstance(own, FieldsOfExperts) and id(own) not in learning and not own.filters.any():
+        if not isinstance(own, Experts) or id(own) in learning or own.filters.any():
+            continue
+        if not (isinstance(own, DenseExperts) and own.bias.any()):
             raise FloatingPointError(
-                "FieldsOfExperts: training diverged, all filters have become zero, and nothing is learned from here; "
-                "lower the learning rate or the weight decay, or begin from other filters"
+                f"{type(own).__name__}: all filters are zero, as where training diverged, and nothing is learned from "
+                "here; begin from other filters, or lower the learning rate or the weight decay"
             )
 
 
