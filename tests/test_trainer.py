@@ -230,6 +230,8 @@ def test_what_cannot_be_tuned_is_said(finished: Path, tmp_path: Path, capsys: py
     )
     assert "parameters" in message("tune", "--parameters=[lambda]")
     assert "expected a checkpoint, found no file" in message("tune", "--ckpt_path=no.ckpt")
+    prior = finished.parent / "run" / "regularizer.safetensors"
+    assert "weights of a prior; give them as --model.pretrained" in message("certify", f"--ckpt_path={prior}")
     denoiser = {"regularizer": {"class_path": "TotalVariation"}}
     content = yaml.safe_load(finished.read_text()) | {"model": {"class_path": "DenoisingModule", "init_args": denoiser}}
     (tmp_path / "denoiser.yaml").write_text(yaml.safe_dump(content))

@@ -79,6 +79,10 @@ def check_checkpoint(path: Path, trusted: bool = False) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check --ckpt_path")
+    if path.suffix == ".safetensors":
+        raise ValueError(
+            f"{path}: expected a checkpoint, got the weights of a prior; give them as --model.pretrained instead"
+        )
     try:
         torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)["state_dict"]
     except Exception as error:  # decoders of damaged files raise nearly anything

@@ -258,13 +258,26 @@ def test_offsets_teach_filters_of_dense_experts_that_have_vanished() -> None:
     R = DenseExperts((4, 5), 1, 6, LogCosh())
     with torch.no_grad():
         R.filters.zero_()
-    with pytest.raises(FloatingPointError, match="DenseExperts: all filters are zero, as where training diverged"):
+    with pytest.raises(FloatingPointError, match=r"DenseExperts: all filters are zero, .* as where training diverged"):
         check_learnable(R)
     assert not torch.autograd.grad(R.grad(torch.rand(1, 1, 4, 5)).sum(), R.filters)[0].any()
     with torch.no_grad():
         R.bias[2] = 0.1
     check_learnable(R)
     assert torch.autograd.grad(R.grad(torch.rand(1, 1, 4, 5)).sum(), R.filters)[0].any()
+
+
+@pytest.mark.parametrize("name", ["log_scales", "log_weights"])
+def test_nothing_is_learned_where_scales_or_weights_have_vanished(name: str) -> None:
+    R = FieldsOfExperts(1, 3, 3)
+    with torch.no_grad():
+        getattr(R, name)[:2] = -200.0
+        check_learnable(R)
+        getattr(R, name)[2] = -200.0
+    with pytest.raises(FloatingPointError, match="FieldsOfExperts: all filters are zero, or their scales or weights"):
+        check_learnable(R)
+    learned = [p for p in R.parameters() if p.requires_grad]
+    assert not any(g.any() for g in torch.autograd.grad(R.grad(torch.rand(1, 1, 8, 8)).sum(), learned))
 
 
 def test_dense_experts_take_images_of_one_size() -> None:

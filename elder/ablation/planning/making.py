@@ -244,7 +244,10 @@ class _Making:
 
     def _note(self, cells: Sequence[Cell]) -> None:
         if absent := self.resolver.paths.absent:
-            self.notes.append(f"no file or folder at {', '.join(absent)}: such a path counts by its last component")
+            self.notes.append(
+                f"no file or folder at {', '.join(absent)}: runs that read it fail where it is not; such a path counts "
+                "by its last component"
+            )
         first, same = dict[tuple[str, int], str](), list[str]()
         for cell in cells:
             other = first.setdefault((cell.final, cell.seed), cell.label)

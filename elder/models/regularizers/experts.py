@@ -174,20 +174,26 @@ class UntiedExperts(Prior):
 
 
 def check_learnable(prior: nn.Module) -> None:
-    """Before a solve that is to be learned from.
+    """Before a step that is to be learned from.
 
     Raises:
-        FloatingPointError: If all filters of experts are zero, and offsets too, and with them all gradients, for good.
-            Those of analysis still learn from those of synthesis, and the other way round.
+        FloatingPointError: If of all experts the filters are zero, and offsets too, or the scales or weights, and with
+            them all gradients, for good. Filters of analysis still learn from those of synthesis, and the other way
+            round.
     """
-    learning = {id(own.experts) for own in prior.modules() if isinstance(own, UntiedExperts) and own.synthesis.any()}
+    synthesis = {id(field.experts): field.synthesis for field in prior.modules() if isinstance(field, UntiedExperts)}
     for own in prior.modules():
-        if not isinstance(own, Experts) or id(own) in learning or own.filters.any():
+        if not isinstance(own, Experts):
             continue
-        if not (isinstance(own, DenseExperts) and own.bias.any()):
+        given: list[Tensor] = [own.filters, synthesis.get(id(own), own.filters)]
+        if isinstance(own, DenseExperts):
+            given.append(own.bias[:, None])
+        seen = torch.stack([u.flatten(1).any(1) for u in given]).any(0)
+        if not (seen & (own.log_scales.exp() > 0) & (own.log_weights.exp() > 0)).any():
             raise FloatingPointError(
-                f"{type(own).__name__}: all filters are zero, as where training diverged, and nothing is learned from "
-                "here; begin from other filters, or lower the learning rate or the weight decay"
+                f"{type(own).__name__}: all filters are zero, or their scales or weights, as where training diverged, "
+                "and nothing is learned from here; begin from other filters, or lower the learning rate or the weight "
+                "decay"
             )
 
 
