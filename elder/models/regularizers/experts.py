@@ -177,9 +177,9 @@ def check_learnable(prior: nn.Module) -> None:
     """Before a step that is to be learned from.
 
     Raises:
-        FloatingPointError: If of all experts the filters are zero, and offsets too, or the scales or weights, and with
-            them all gradients, for good. Filters of analysis still learn from those of synthesis, and the other way
-            round.
+        FloatingPointError: If all filters of a field of experts are zero, with their offsets, or all scales or weights,
+            and with them all gradients, for good. Filters of analysis still learn from those of synthesis, and the
+            other way round.
     """
     synthesis = {id(field.experts): field.synthesis for field in prior.modules() if isinstance(field, UntiedExperts)}
     for own in prior.modules():
