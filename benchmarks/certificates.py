@@ -94,10 +94,10 @@ def test_problem(data: Mapping[str, Any]) -> InverseProblem:
 
 def write(results: Mapping[str, Any]) -> None:
     """A table between the marks of docs/bilevel.md."""
-    columns = ["model", "smallest curvature", "positive", "‖∂x̂/∂y‖", "largest", f"worst of {PERTURBATION:.0%}"]
+    columns = ["model", "smallest curvature", "positive", "mean ‖∂x̂/∂y‖", "largest", f"worst of {PERTURBATION:.0%}"]
     columns += ["asymmetry", "residual"]
     rows = []
-    for name, found in results["models"].items():
+    for name, found in sorted(results["models"].items()):
         curvature, error = found["curvature"], found["curvature_error"]
         positive = sum(c > e and solved == 1 for solved, c, e in zip(found["solved"], curvature, error, strict=True))
         cells = [f"`{name}`", f"{min(curvature):.2g}", f"{positive} of {len(curvature)}"]
