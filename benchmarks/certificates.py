@@ -34,7 +34,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "bilevel.md"
 FILE = RESULTS / "certificates.json"
 IMAGES, SIZE = 3, 64  # number, pixels
 TOLERANCE, MAX_STEPS = 1e-6, 10_000
-# Of a field, some of whose solutions are not found with any number of steps that is affordable
+# Of a field; some of its solutions were not found with 10 000 steps either
 FIELD_STEPS, FIELD = 2_000, {"n_ascent": 3, "linear": GMRES(500, 1e-6)}
 PERTURBATION = 0.01  # ‖δ‖/‖y‖
 N_LANCZOS = 300  # products for the ends of the spectrum: where data are missing the lower one is small
