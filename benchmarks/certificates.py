@@ -75,9 +75,9 @@ def certificates(name: str) -> dict[str, list[float]]:
     """Each certificate of `IMAGES` images."""
     model = load(name).reconstruction
     assert model is not None
-    field = not isinstance(model.prior, Regularizer)
-    model.solver = replace(model.solver, tol=TOLERANCE, max_steps=FIELD_STEPS if field else MAX_STEPS)
-    options = FIELD if field else {}
+    is_field = not isinstance(model.prior, Regularizer)
+    model.solver = replace(model.solver, tol=TOLERANCE, max_steps=FIELD_STEPS if is_field else MAX_STEPS)
+    options = FIELD if is_field else {}
     found = certify(model.double(), test_problem(config(name)["data"]), PERTURBATION, N_LANCZOS, **options)
     return {field: column.tolist() for field, column in found._asdict().items()}
 
