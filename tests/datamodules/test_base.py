@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pytorch_lightning.plugins import DoublePrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -200,6 +201,8 @@ def test_tuning_sees_the_problems_that_validation_sees() -> None:
     assert [len(problem.y) for problem in found] == [2, 2, 1]
     expected = torch.stack([y for _, y, _ in problems(data, 0, 1, 1)])
     assert torch.equal(torch.cat([problem.y for problem in found]), expected)
+    double = data.validation_problems(SingleDeviceStrategy("cpu", precision_plugin=DoublePrecision()))
+    assert {problem.y.dtype for problem in double} == {torch.complex128}
 
 
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:
