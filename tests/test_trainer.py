@@ -197,6 +197,17 @@ def test_double_precision_is_that_of_the_trainer(command: str, finished: Path, t
         assert float(line["residual"]) <= 1e-9 and float(line["asymmetry"]) < 1e-13
 
 
+def test_baselines_are_of_the_precision_of_the_trainer(finished: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(finished.read_text())
+    arguments = content["model"]["init_args"]
+    prior = arguments["reconstruction"]["prior"] | {"class_path": "REDPotential"}
+    solver = {"class_path": "LBFGS", "init_args": {"max_steps": 5}}
+    arguments["baselines"] = {"RED": {"prior": prior, "sigma": 0.1, "solver": solver}}
+    (tmp_path / "double.yaml").write_text(yaml.safe_dump(content))
+    run("test", tmp_path / "double.yaml", f"--run_dir={tmp_path}", QUIET, "--trainer.precision=64-true")
+    assert {row.method for row in read_results(tmp_path / "results.csv")} >= {"RED", "learned"}
+
+
 def test_what_was_certified_is_kept_when_it_is_interrupted(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
